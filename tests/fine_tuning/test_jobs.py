@@ -150,7 +150,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"epochs": 3}, 400, "`epochs` is not a field", "epochs"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "a"}}]}, 400, "`integrations`", "integrations"),
     ({"method": {"type": "rlhf"}}, 400, "method.type", "method.type"),
-    ({"method": {"type": "dpo", "supervised": {}}}, 400, "the type is 'dpo'", "method"),
+    ({"method": {"type": "dpo", "supervised": {}}}, 400, "The type is 'dpo'", "method"),
     ({"method": {"type": "reinforcement"}}, 400, "needs `reinforcement.grader`", "method"),
     ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs", "hyperparameters.n_epochs"),
     ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}}, 400, "both given", None),
@@ -200,13 +200,39 @@ def test_a_bad_validation_file_is_named(base: Path, tmp_path: Path) -> None:
     assert f"{folder.validation_data}:1" in error.message
 
 
-def test_a_job_of_a_bad_file_fails_with_its_line(tuner: TuneServer, tmp_path: Path) -> None:
-    data = sums(tmp_path / "my data.jsonl", rows=2)
+def test_a_job_of_a_bad_file_is_refused_with_its_line(tuner: TuneServer, tmp_path: Path) -> None:
+    good, data = tuner.upload(sums(tmp_path / "good.jsonl")), sums(tmp_path / "my data.jsonl", rows=2)
     data.write_text(data.read_text(encoding="utf-8") + json.dumps(BAD_DATA[0][0]) + "\n", encoding="utf-8")
+    bad, jobs = tuner.upload(data), tuner.client.fine_tuning.jobs
+    for files in ({"training_file": bad}, {"training_file": good, "validation_file": bad}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            jobs.create(model=BASE, **files)  # type: ignore[arg-type]
+        assert "my data.jsonl:3: message 2: key 'content' is missing" in refused.value.message
+        param = [*files][-1]
+        assert (refused.value.param, refused.value.code) == (param, f"invalid_{param}")
+    for kind, problem in (
+        ("dpo", "no column 'input'"),
+        ("reinforcement", "the last message is of the role 'assistant'"),
+    ):
+        grader = {
+            "type": "string_check",
+            "name": "a",
+            "input": "{{sample.output_text}}",
+            "reference": "b",
+            "operation": "eq",
+        }
+        settings = {"reinforcement": {"grader": grader}} if kind == "reinforcement" else {}
+        with pytest.raises(openai.BadRequestError, match=problem):
+            jobs.create(model=BASE, training_file=good, method={"type": kind, **settings})  # type: ignore[misc, arg-type]
+
+
+def test_a_job_of_too_long_an_example_fails_and_says_so(tuner: TuneServer, tmp_path: Path) -> None:
+    data = tmp_path / "my data.jsonl"
+    data.write_text(json.dumps(BAD_DATA[-1][0]) + "\n", encoding="utf-8")
     job = wait(tuner.client, tuner.create(data).id)
     assert job.status == "failed" and job.error and job.fine_tuned_model is None
     assert job.error.code == "invalid_training_file"
-    assert job.error.message.startswith("my data.jsonl:3: message 2: key 'content' is missing")
+    assert "the context of the base model is 256" in job.error.message and "my data.jsonl" in job.error.message
     event = tuner.client.fine_tuning.jobs.list_events(job.id).data[0]
     assert event.level == "error" and job.error.message in event.message
 
@@ -219,3 +245,18 @@ def test_a_deleted_file_is_refused_and_a_created_job_keeps_its_rows(tuner: TuneS
     with pytest.raises(openai.NotFoundError, match="No such File object"):
         jobs.create(model=BASE, training_file=file_id)
     assert wait(tuner.client, job.id).status == "succeeded"
+
+
+def test_a_tenant_has_at_most_100_unfinished_jobs(tuner: TuneServer, tmp_path: Path) -> None:
+    jobs, file = tuner.client.fine_tuning.jobs, tuner.upload(sums(tmp_path / "data.jsonl"))
+    made = []
+    with pytest.raises(openai.RateLimitError, match="of this tenant are not finished"):
+        for _ in range(101):
+            made.append(jobs.create(model=BASE, training_file=file).id)
+    assert 99 <= len(made) <= 101  # a job may have ended meanwhile
+    other = tuner.create(sums(tmp_path / "data.jsonl"), tuner.other)
+    tuner.other.fine_tuning.jobs.cancel(other.id)
+    for job_id in made[::-1]:
+        if jobs.retrieve(job_id).status in ("queued", "running"):
+            jobs.cancel(job_id)
+    jobs.cancel(jobs.create(model=BASE, training_file=file).id)

@@ -64,10 +64,14 @@ def test_the_served_answers_are_the_reports(tuner: TuneServer, job: FineTuningJo
         assert reply.rorqual["rung"] == chosen
     chunks = [*ask(tuner.client, job.fine_tuned_model, measured.samples[0].prompt, stream=True)]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == measured.samples[0].reply
-    messages = [event.message for event in tuner.client.fine_tuning.jobs.list_events(job.id)]
+    messages = [event.message for event in tuner.client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    right = sum(sample.verdict.value == "right" for sample in measured.samples)
+    assert f"Chosen: {chosen}, right on {right} of 20 test examples" in messages
+    assert sum(" % of 60 right" in message for message in messages) >= 3  # one for each rung
     report = next(message for message in messages if message.startswith("The report is")).split()[-1]
     assert report in job.result_files
-    assert f"Use {chosen}" in tuner.client.files.content(report).text and any(chosen in one for one in messages)
+    page = tuner.client.files.content(report).text
+    assert f"Use {chosen}" in page and "train.jsonl" in page and str(tuner.folder) not in page
 
 
 def test_a_ladder_is_its_tenants_alone_and_answers_chats_alone(tuner: TuneServer, job: FineTuningJob) -> None:
@@ -81,12 +85,14 @@ def test_a_ladder_is_its_tenants_alone_and_answers_chats_alone(tuner: TuneServer
     assert ask(tuner.client, "tiny", "1+1", max_tokens=2).model == "tiny"
 
 
-def test_a_ladder_takes_no_hyperparameters_and_needs_enough_rows(tuner: TuneServer, tmp_path: Path) -> None:
+def test_a_ladder_ignores_hyperparameters_and_needs_enough_rows(tuner: TuneServer, tmp_path: Path) -> None:
     file, jobs = tuner.upload(tickets(tmp_path / "few.jsonl", rows=10)), tuner.client.fine_tuning.jobs
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
-    with pytest.raises(openai.BadRequestError, match="needs the method 'supervised', and hyperparameters 'auto'"):
-        jobs.create(model="ladder", training_file=file, method=method)
-    failed = wait(tuner.client, jobs.create(model="ladder", training_file=file).id)
+    with pytest.raises(openai.BadRequestError, match="the base 'ladder' offers 'supervised' alone"):
+        jobs.create(model="ladder", training_file=file, method={"type": "dpo"})
+    failed = wait(tuner.client, jobs.create(model="ladder", training_file=file, method=method).id)
+    ignored = "These hyperparameters have no effect here: n_epochs"
+    assert ignored in {event.message for event in jobs.list_events(failed.id)}
     assert failed.status == "failed" and failed.error is not None and failed.error.param == "training_file"
     assert "at least 50 different examples" in (failed.error.message or "") and "few.jsonl" in (
         failed.error.message or ""

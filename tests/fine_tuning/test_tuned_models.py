@@ -126,6 +126,9 @@ def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path:
     assert len(answers(tuner, name, PROMPTS[:2])) == 2
     folder = JobFolder(tuner.folder / "jobs" / job.id)
     assert not folder.training_data.exists() and not folder.run.steps() and [*folder.models.iterdir()]
+    kept = tuner.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    with pytest.raises(openai.NotFoundError):
+        tuner.client.models.delete(f"{kept}7")
     deleted = tuner.client.models.delete(name)
     assert not folder.models.exists()
     ModelDeleted.model_validate(deleted.model_dump(), strict=True)
@@ -136,6 +139,24 @@ def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path:
     with pytest.raises(openai.NotFoundError):
         tuner.client.models.delete("tiny")
     assert len(answers(tuner, "tiny", PROMPTS[:2])) == 2
+
+
+def test_a_checkpoint_is_deleted_by_its_name(tuner: TuneServer, tmp_path: Path) -> None:
+    job = wait(
+        tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 2, "batch_size": 6}).id
+    )
+    last, first = (
+        one.fine_tuned_model_checkpoint for one in tuner.client.fine_tuning.jobs.checkpoints.list(job.id).data
+    )
+    before = answers(tuner, last, PROMPTS[:2])
+    assert answers(tuner, first, PROMPTS[:2])
+    tuner.client.models.delete(first)
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        _chat(tuner.client)(first)
+    assert answers(tuner, job.fine_tuned_model or "", PROMPTS[:2]) == answers(tuner, last, PROMPTS[:2]) == before
+    tuner.client.models.delete(last)  # which the name without a step calls
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        _chat(tuner.client)(job.fine_tuned_model)
 
 
 def test_a_restarted_engine_knows_its_adapters(tuner: TuneServer, tuned: FineTuningJob) -> None:

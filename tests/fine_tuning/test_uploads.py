@@ -102,6 +102,8 @@ def test_a_tenants_files_have_a_limit(base: Path, tmp_path: Path) -> None:
         jobs = small.client.fine_tuning.jobs
         with pytest.raises(openai.NotFoundError, match="not offered for fine-tuning"):
             jobs.create(model="ft:gpt-9:a::12345678", training_file=kept.id)
-        jobs.cancel(jobs.create(model="gpt-9", training_file=kept.id).id)
         files.delete(kept.id)
         assert upload(100) == 1700
+        files.delete(files.list().data[0].id)
+        kept = files.create(file=sums(tmp_path / "data.jsonl"), purpose="fine-tune")
+        jobs.cancel(jobs.create(model="gpt-9", training_file=kept.id).id)

@@ -128,7 +128,7 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
         write_json(folder.plan_file, plan_job(job, folder).model_dump(mode="json"))
     plan = parse_config(JobPlan, json.loads(folder.plan_file.read_bytes()), where=str(folder.plan_file))
     measure = validation_metrics(job, folder, plan.run, threads)
-    folder.add_event_once(f"Files validated. The job has {len(plan.epoch_ends)} epochs, {plan.run.steps} steps.")
+    folder.add_event_once(f"Files validated. Epochs: {len(plan.epoch_ends)}, steps: {plan.run.steps}")
     done = {line["step_number"] for line in folder.checkpoint_lines()}
     for end in plan.epoch_ends:
         if end in done:
@@ -138,6 +138,8 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
         copy_model(folder.run, folder.model(end))
         metrics = {"step": end, "train_loss": _last_loss(folder.run), **measure(folder.run)}
         folder.add_checkpoint(end, metrics)
+        shown = ", ".join(f"{name}={value:.3f}" for name, value in metrics.items() if name != "step")
+        folder.add_event_once(f"Checkpoint of step {end}: {shown}")
         for old in [one for one in plan.epoch_ends if one <= end][:-KEPT_MODELS]:
             shutil.rmtree(folder.model(old).path, ignore_errors=True)
     write_atomic(folder.results_file, results_csv(folder))

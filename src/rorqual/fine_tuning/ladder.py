@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
+from contextlib import redirect_stdout
 
 from rorqual.fine_tuning.store import JobFolder, Outcome
 from rorqual.teach.config import TeachConfig
@@ -12,6 +15,21 @@ from rorqual.teach.stages import NONE, teach
 
 LADDER = "ladder"
 """The name of the base model of such a job."""
+ACCURACY = re.compile(r"  \S.* % of [\d,]+ .*right.*")
+"""A line that `rorqual teach` prints when a rung has been measured."""
+
+
+class MeasuredRungs(io.TextIOBase):
+    """An output that keeps each line about a measured rung as an event of the job."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder, self._line = folder, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in filter(ACCURACY.fullmatch, lines):
+            self._folder.add_event_once(line.strip())
+        return len(text)
 
 
 def teach_ladder(folder: JobFolder, threads: int) -> Outcome:
@@ -21,11 +39,11 @@ def teach_ladder(folder: JobFolder, threads: int) -> Outcome:
     """
     job, paths = folder.job(), TeachPaths(folder.taught)
     test = str(folder.validation_data) if job.validation_file is not None else ""
-    config = TeachConfig(
-        file=str(folder.training_data), test=test, base=NONE, seed=job.seed, threads=threads, quiet=True
-    )
-    teach(config, folder.taught, threads=threads, import_progress=lambda done, total, name: None)
-    for sentence in json.loads(paths.results.read_bytes())["sentences"]:
-        folder.add_event_once(sentence)
+    config = TeachConfig(file=str(folder.training_data), test=test, base=NONE, seed=job.seed, threads=threads)
+    with redirect_stdout(MeasuredRungs(folder)):
+        teach(config, folder.taught, threads=threads, import_progress=lambda done, total, name: None)
+    results = json.loads(paths.results.read_bytes())
+    found = results["test"][results["chosen"]]
+    folder.add_event_once(f"Chosen: {results['chosen']}, right on {found['right']} of {found['of']} test examples")
     shutil.copyfile(paths.report, folder.report_file)
     return Outcome()

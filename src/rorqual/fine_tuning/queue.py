@@ -144,7 +144,7 @@ class JobQueue:
         else:
             self.update(job, status="running", started_at=job.started_at or int(time.time()))
         if job.started_at is None:
-            self._note(job, "Fine-tuning job started")
+            self.note(job, "Fine-tuning job started")
         end = asyncio.create_task(self._wait_for_end(job.id, process))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
@@ -172,7 +172,10 @@ class JobQueue:
                 self._not_before[job.id] = time.monotonic() + RETRY_SECONDS
                 self._note_full_disk(job)
             elif status == OUT_OF_MEMORY:
-                problem = f"The job needs more than {self.memory:,} bytes of memory. Give fewer or shorter examples."
+                problem = (
+                    f"The job needs more than {self.memory:,} bytes of memory. Give a smaller batch_size, or shorter examples. "
+                    "The operator can raise tune_memory=."
+                )
                 outcome = Outcome(error=JobError(code="out_of_memory", message=problem))
             elif self._deaths[job.id] >= TRIES:
                 problem = f"The job's process died {TRIES} times. The operator finds the reason in the job's log."
@@ -183,8 +186,8 @@ class JobQueue:
             self.finish(job, "failed", outcome.error)
         else:
             results, tokens = self.store.add_results(job), outcome.trained_tokens
-            self._note(job, f"The report is the result file {results[-1]}")
-            self._note(job, f"New fine-tuned model created: {job.model_name}")
+            self.note(job, f"The report is the result file {results[-1]}")
+            self.note(job, f"New fine-tuned model created: {job.model_name}")
             self.finish(job, "succeeded", trained_tokens=tokens, result_files=results)
 
     def finish(self, job: Job, status: str, error: JobError | None = None, **changes: Any) -> Job:
@@ -193,22 +196,22 @@ class JobQueue:
             error = error.model_copy(update={"message": self.store.with_file_names(job, error.message)})
         words = {"succeeded": "The job has successfully completed", "cancelled": "Fine-tuning job cancelled"}
         message = words.get(status) or f"The job failed: {error.message if error else 'no reason is known'}"
-        self._note(job, message, "error" if status == "failed" else "info")
+        self.note(job, message, "error" if status == "failed" else "info")
         job = self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
         self.store.folder(job.id).delete_training_files()
         return job
 
     def _note_full_disk(self, job: Job) -> None:
         """Say once that a job waits, until it starts again."""
-        if job.id not in self._waiting and self._note(job, DISK_MESSAGE, "warn"):
+        if job.id not in self._waiting and self.note(job, DISK_MESSAGE, "warn"):
             self._waiting.add(job.id)
 
-    def _note(self, job: Job, message: str, level: Level = "info") -> bool:
-        """Add an event, and return whether the disk has room for it. If not, the log gets the message."""
+    def note(self, job: Job, message: str, level: Level = "info") -> bool:
+        """Add an event, also to the server's log, and return whether the disk has room for it."""
+        say(f"job {job.id} of tenant '{job.tenant}': {message}")
         try:
             self.store.folder(job.id).add_event(level, message)
         except RorqualError:
-            say(f"job {job.id}: {message}")
             return False
         return True
 

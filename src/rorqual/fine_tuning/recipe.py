@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +15,7 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
+from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, Method, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.bank import reasons_to_merge
@@ -29,6 +30,7 @@ from rorqual.tasks.openai_graders import openai_task
 from rorqual.tasks.task import Task
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
+from rorqual.train.sources.preferences import read_pair
 from rorqual.train.sources.source import StreamSource
 
 GRADER = "method.reinforcement.grader"
@@ -138,7 +140,23 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         lr=REINFORCEMENT_LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
-    return JobPlan(run=_adapted(run, batch), epoch_ends=ends)
+    return JobPlan(run=_adapted(run, batch, batch), epoch_ends=ends)  # a micro-batch for each prompt saves memory
+
+
+def check_examples(method: Method, file: Path, *, read: bool) -> None:
+    """Check the grader of a method, and with `read` that the rows of a file are those of the method.
+
+    Raises ConfigError for a grader that is not offered, and DataError, which names file and line, for a wrong row.
+    """
+    if method.reinforcement is not None:
+        task = openai_task(file, method.reinforcement.grader, where=GRADER)
+        if read:
+            deque(task.problems("train", 0), maxlen=0)
+    elif read and method.type == "dpo":
+        for row in read_rows(file):
+            read_pair(row)
+    elif read:
+        read_conversations(file)
 
 
 def refuse_long_prompts(task: Task, data: Path, chat: ChatFormat, most: int) -> tuple[int, int]:
@@ -155,11 +173,11 @@ def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:
     return tuple(-(-epoch * examples // batch) for epoch in range(1, epochs + 1))
 
 
-def _adapted(run: Run, rows: int) -> Run:
-    """Return a run that trains a LoRA adapter, with at most two micro-batches of its `rows` rows."""
+def _adapted(run: Run, rows: int, most: int = 2) -> Run:
+    """Return a run that trains a LoRA adapter, with at most `most` micro-batches of its `rows` rows."""
     update = {
         "tune": LoRA(r=R, alpha=ALPHA, targets=shared_targets(run.model)),
-        "micro_batches": min(2, rows),
+        "micro_batches": min(most, rows),
         "save_seconds": 30.0,
     }
     return run.model_copy(update=update)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rorqual.fine_tuning.store import CHECKPOINT, Job, JobFolder
 from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import write_page
@@ -29,7 +31,7 @@ def write_report(job: Job, folder: JobFolder) -> None:
     ]
     table = Table(title="models", heads=("name", "step", *names), rows=rows)
     facts = [
-        ("base model", job.model, ""),
+        ("base model", Path(job.base).name, f"asked for as {job.model}"),
         ("method", job.method.type, ""),
         ("steps", f"{len(steps):,}", f"{len(lines)} epochs"),
         ("trained tokens", f"{sum(int(one['tokens']) for one in steps):,}", ""),

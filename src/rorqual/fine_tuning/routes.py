@@ -19,21 +19,21 @@ from starlette.types import Message
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
 from rorqual.fine_tuning.ladder import LADDER
-from rorqual.fine_tuning.recipe import GRADER
-from rorqual.fine_tuning.schemas import JobRequest, Method, ReinforcementHyperparameters, SupervisedSettings
+from rorqual.fine_tuning.recipe import GRADER, check_examples
+from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest
 from rorqual.fine_tuning.service import TuneService
 from rorqual.fine_tuning.store import CHECKPOINT, Job, StoredFile, new_id
 from rorqual.serve.bodies import BODY_SECONDS, read_body
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.validation_errors import describe_value, validated
-from rorqual.tasks.openai_graders import openai_task
 
 router = APIRouter()
 Row = dict[str, Any]
 MOST_FILES, MOST_JOBS, LONGEST_NAME = 1000, 100, 256
 """Maximum number of files and of unfinished jobs of a tenant, and maximum length of a file's name."""
 PAGE, LARGEST_PAGE = 20, 10_000
+CHECKED_BYTES = 16 << 20
 RECENT = 20
 """The number of the last steps that tell how fast a job is."""
 FORM_BYTES = 65_536
@@ -210,13 +210,10 @@ async def create_job(request: Request) -> JSONResponse:
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
     method = asked.chosen_method()
-    if not base and method != Method(type="supervised", supervised=SupervisedSettings()):
-        raise bad_request(f"`model` '{LADDER}' needs the method 'supervised', and hyperparameters 'auto'.", "method")
-    if method.reinforcement is not None:
-        try:
-            openai_task(service.store.content(asked.training_file), method.reinforcement.grader, where=GRADER)
-        except ConfigError as error:
-            raise bad_request(f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip(), GRADER) from None
+    if not base and method.type != "supervised":
+        problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
+        raise bad_request(problem, "method.type", "unsupported_value")
+    await service.run_in_thread(tenant, partial(_check_examples, request, asked))
     own = [job for job in service.store.jobs.values() if job.tenant == tenant and not job.is_finished]
     if len(own) >= MOST_JOBS:
         raise ApiError(429, f"{len(own)} jobs of this tenant are not finished. Try again later.", code="queue_full")
@@ -233,13 +230,32 @@ async def create_job(request: Request) -> JSONResponse:
     )
     try:
         service.store.add_job(job)
-        if isinstance(chosen := method.hyperparameters, ReinforcementHyperparameters) and chosen.without_effect:
-            message = f"These hyperparameters have no effect here: {', '.join(chosen.without_effect)}."
+        if ignored := method.hyperparameters.given({*Hyperparameters.model_fields} if not base else WITHOUT_EFFECT):
+            message = f"These hyperparameters have no effect here: {', '.join(ignored)}"
             service.store.folder(job.id).add_event("warn", message)
     except (OSError, RorqualError) as error:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
     return await _shown(request, job)
+
+
+def _check_examples(request: Request, asked: JobRequest) -> None:
+    """Raise ApiError for a grader that is not offered, and for a file whose rows are not those of the job's method.
+
+    The job itself checks files of more than `CHECKED_BYTES`, because checking takes memory.
+    """
+    for param in ("training_file", "validation_file"):
+        if (file_id := getattr(asked, param)) is None:
+            continue
+        file, content = _file(request, file_id, param), _service(request).store.content(file_id)
+        try:
+            check_examples(asked.chosen_method(), content, read=file.bytes <= CHECKED_BYTES)
+        except ConfigError as error:
+            problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
+            raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None
+        except DataError as error:
+            problem = f"`{param}` is not valid: {str(error).replace(str(content), file.filename)}"
+            raise bad_request(problem, param, f"invalid_{param}") from None
 
 
 async def _shown(request: Request, job: Job) -> JSONResponse:
@@ -290,7 +306,8 @@ async def change_job(request: Request, job_id: str, action: str) -> JSONResponse
         queue.finish(job, "cancelled")
     else:
         job = queue.update(job, is_paused=action == "pause")
-        if action == "pause":
+        queue.note(job, "Fine-tuning job paused" if job.is_paused else "Fine-tuning job resumed")
+        if job.is_paused:
             await queue.stop_job(job, at_once=False)
             await asyncio.sleep(0)  # the end of the process is recorded first
     queue.wake()
@@ -323,10 +340,14 @@ async def list_checkpoints(request: Request, job_id: str) -> JSONResponse:
 
 @router.delete("/v1/models/{name:path}")
 async def delete_model(request: Request, name: str) -> JSONResponse:
-    """Delete a tuned model with all its checkpoints."""
+    """Delete a checkpoint by its name, or a tuned model with all its checkpoints."""
     service = _service(request)
-    job = service.tuned_job(name, request.state.tenant)
-    if job is None or not job.is_finished:
+    head, is_checkpoint, step = name.partition(CHECKPOINT)
+    job = service.tuned_job(head, request.state.tenant)
+    steps = [] if job is None else service.store.folder(job.id).kept_steps()
+    if job is None or not job.is_finished or (is_checkpoint and step not in steps):
         raise service.unknown_model_error(name)
-    await service.forget_model(service.queue.update(job, is_deleted=True))
+    if steps[-1:] == [step] or not is_checkpoint:  # the name without a step is the last checkpoint's
+        job = service.queue.update(job, is_deleted=True)
+    await service.forget_model(job, step)
     return JSONResponse({"id": name, "object": "model", "deleted": True})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 Epochs = Auto | Annotated[int, Field(ge=1, le=50)]
 BatchSize = Auto | Annotated[int, Field(ge=1, le=256)]
+WITHOUT_EFFECT = frozenset({"eval_interval", "eval_samples", "reasoning_effort"})
 Multiplier = Auto | Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 
 
@@ -25,6 +27,10 @@ class Hyperparameters(TuneSchema):
     batch_size: BatchSize = "auto"
     learning_rate_multiplier: Multiplier = "auto"
 
+    def given(self, names: Set[str]) -> list[str]:
+        """Return which of the hyperparameters `names` differ from their defaults."""
+        return [name for name in self.model_dump(exclude_defaults=True) if name in names]
+
 
 class DPOHyperparameters(Hyperparameters):
     """Hyperparameters of a preference job. `beta`: weight of the distance from the base model (2305.18290, eq. 7)."""
@@ -33,19 +39,13 @@ class DPOHyperparameters(Hyperparameters):
 
 
 class ReinforcementHyperparameters(Hyperparameters):
-    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt. The others have
-    no effect, which an event of the job says."""
+    """Hyperparameters of a reinforcement job. `compute_multiplier`: factor of the number of samples for each prompt. Those in
+    `WITHOUT_EFFECT` are accepted, and an event of the job names them."""
 
     compute_multiplier: Multiplier = "auto"
     eval_interval: Auto | Annotated[int, Field(ge=1)] = "auto"
     eval_samples: Auto | Annotated[int, Field(ge=1)] = "auto"
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
-
-    @property
-    def without_effect(self) -> list[str]:
-        """The names of the given hyperparameters that have no effect."""
-        given = self.model_dump(exclude_defaults=True)
-        return [name for name in ("eval_interval", "eval_samples", "reasoning_effort") if name in given]
 
 
 class SupervisedSettings(TuneSchema):
@@ -79,9 +79,9 @@ class Method(TuneSchema):
     def _check_settings(self) -> Method:
         given = {name for name in ("supervised", "dpo", "reinforcement") if getattr(self, name) is not None}
         if given - {self.type}:
-            raise ValueError(f"the type is '{self.type}', but the settings of '{min(given - {self.type})}' are given")
+            raise ValueError(f"The type is '{self.type}', but the settings of '{min(given - {self.type})}' are given")
         if self.type == "reinforcement" and self.reinforcement is None:
-            raise ValueError("the method 'reinforcement' needs `reinforcement.grader`")
+            raise ValueError("The method 'reinforcement' needs `reinforcement.grader`")
         return self
 
     @property
@@ -90,6 +90,11 @@ class Method(TuneSchema):
         if self.type == "dpo":
             return (self.dpo or PreferenceSettings()).hyperparameters
         return (self.reinforcement or self.supervised or SupervisedSettings()).hyperparameters
+
+
+def _refuse_integrations(value: list[Any] | None) -> None:
+    if value:
+        raise ValueError("Integrations are not offered. Leave it out")
 
 
 class JobRequest(TuneSchema):
@@ -108,7 +113,7 @@ class JobRequest(TuneSchema):
     ) = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    integrations: Annotated[list[Any] | None, AfterValidator(_refuse_integrations)] = None
 
     @model_validator(mode="after")
     def _check_method(self) -> JobRequest:

@@ -86,14 +86,15 @@ class TuneService(ModelService):
         self.lock.close()
         super().close()
 
-    async def forget_model(self, job: Job) -> None:
-        """Delete the models of a job, also from the engine's memory."""
-        for name in [known for known in self.bridge.adapters if known.partition(CHECKPOINT)[0] == job.model_name]:
+    async def forget_model(self, job: Job, step: str) -> None:
+        """Delete the model of a job's `step`, or all its models if the job `is_deleted`, also from the engine's memory."""
+        names = [known for known in self.bridge.adapters if known.partition(CHECKPOINT)[0] == job.model_name]
+        for name in names if job.is_deleted else [name for name in names if name.partition(CHECKPOINT)[2] == step]:
             with suppress(ApiError):  # an unfinished request uses it, or the engine is restarting
                 await self.bridge.unload_adapter(name)
         self.answerers.pop(job.id, None)
         folder = self.store.folder(job.id)
-        for models in (folder.models, folder.taught):
+        for models in (folder.models, folder.taught) if job.is_deleted else (folder.model(int(step)).path,):
             shutil.rmtree(models, ignore_errors=True)
 
     def base_of(self, name: str) -> str:
@@ -121,9 +122,9 @@ class TuneService(ModelService):
             raise bad_request(f"`model` is {describe_value(name)}, which answers chat completions alone.", "model")
         if job is not None and (step or job.has_model):
             folder = self.store.folder(job.id)
-            steps = [line["step_number"] for line in folder.checkpoints()]
-            for known in [one for one in steps if str(one) == step] if step else steps[-1:]:
-                adapter = str(folder.model(known).checkpoint())
+            steps = folder.kept_steps()
+            for known in [one for one in steps if one == step] if step else steps[-1:]:
+                adapter = str(folder.model(int(known)).checkpoint())
                 return replace(self, name=name, adapter=adapter, task=NO_DEFAULTS)
         return super().for_model(name, tenant)
 

@@ -1,6 +1,6 @@
 """The folder of the fine-tuning API: uploaded files, and jobs with their models.
 
-    files/file-ID/    file.json, content
+    files/file-ID/    file.json, content.jsonl
     jobs/ftjob-ID/    job.json, train.jsonl, validation.jsonl, events.jsonl, run/, models/step-000120/, outcome.json
 
 Only the server writes `file.json` and `job.json`. A job has hard links of its files, so a file can be deleted at any time.
@@ -189,11 +189,10 @@ class JobFolder:
         return parse_config(Job, json.loads(file.read_bytes()), where=str(file))
 
     def delete_training_files(self) -> None:
-        """Delete what only training needs: the links of the user's files, and the checkpoints of the run."""
+        """Delete what only training needs: the links of the user's files, and the run."""
         for file in (self.training_data, self.validation_data):
             file.unlink(missing_ok=True)
-        for checkpoint in self.run.path.glob("step-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.rmtree(self.run.path, ignore_errors=True)
 
     def save(self, job: Job) -> None:
         """Write the job. Raises RorqualError if the file cannot be written."""
@@ -230,6 +229,10 @@ class JobFolder:
         """Return the records of all checkpoints, the oldest first, also of those whose models were deleted."""
         return list(read_lines(self.path / "checkpoints.jsonl"))
 
+    def kept_steps(self) -> list[str]:
+        """Return the steps whose models are kept, the oldest first."""
+        return [str(line["step_number"]) for line in self.checkpoints()]
+
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the records of the checkpoints whose models are kept, the oldest first."""
         return [line for line in self.checkpoint_lines() if self.model(line["step_number"]).path.is_dir()]
@@ -259,7 +262,7 @@ class TuneStore:
 
     def content(self, file_id: str) -> Path:
         """Return the path of a file's content."""
-        return self.path / "files" / file_id / "content"
+        return self.path / "files" / file_id / "content.jsonl"
 
     def folder(self, job_id: str) -> JobFolder:
         """Return the folder of a job."""
@@ -304,7 +307,10 @@ class TuneStore:
             if (known.filename, known.tenant, known.purpose) == (name, job.tenant, "fine-tune-results"):
                 return known
         temporary, content = self.path / f".{name}", file.read_bytes()
-        temporary.write_bytes(base64.b64encode(content) if file.suffix == ".csv" else content)
+        is_table = file.suffix == ".csv"
+        temporary.write_bytes(
+            base64.b64encode(content) if is_table else self.with_file_names(job, content.decode()).encode()
+        )
         return self.add_file(temporary, job.tenant, name, "fine-tune-results")
 
     def with_file_names(self, job: Job, message: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from statistics import fmean
 
 import torch
 
+from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.stream import ConversationStream
@@ -18,13 +19,15 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluating import evaluate
+from rorqual.evals.evaluation import GradedSample
 from rorqual.fine_tuning.recipe import GRADER, refuse_long_prompts, sample_lengths
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run, read_model_config
 from rorqual.ops.losses import token_logprobs
 from rorqual.tasks.openai_graders import openai_task
-from rorqual.tasks.task import Problem, Task
+from rorqual.tasks.task import Problem, Task, Verdict
+from rorqual.teach.golden import GoldenAnswers
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import Objective
 from rorqual.train.run import Run
@@ -32,15 +35,18 @@ from rorqual.train.sources import ConversationsConfig, PreferencesConfig, Rollou
 from rorqual.train.sources.source import StreamSource
 
 Metrics = dict[str, float]
-MOST_PROMPTS = 64
-"""In reinforcement, the first `MOST_PROMPTS` rows of the file are answered after each epoch."""
+MOST_PROMPTS, LONGEST_ANSWER = 64, 64
+"""The first `MOST_PROMPTS` rows of the file are answered after each epoch, in supervised jobs if no reply of the file has more than
+`LONGEST_ANSWER` tokens."""
 
 
 def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> Callable[[RunDir], Metrics]:
     """Return a function that measures the newest model of a run on the job's validation file. Without a file, it measures nothing.
 
-    The metrics have OpenAI's names: the loss in nats and the share of right next tokens, with dpo the loss and the share of pairs
-    whose preferred reply gets the higher reward, in reinforcement the mean score of replies at temperature 0.
+    - supervised: the loss in nats and the share of right next tokens, by OpenAI's names. If all replies are short, also the share of
+      replies at temperature 0 that equal the file's (`GoldenAnswers`).
+    - dpo: the loss, and the share of pairs whose preferred reply gets the higher reward.
+    - reinforcement: the mean score of replies at temperature 0.
 
     Raises DataError, which names file and line, if the file is invalid.
     """
@@ -59,7 +65,20 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
         pairs = source.model_copy(update={"data": str(data), "pairs": 1}).build(inputs)
         count = sum(1 for _ in data.open("rb"))
         return partial(_preferences, run.objectives[0], [pairs.step(step).batches[0] for step in range(count)])
-    return partial(_loss_and_accuracy, _conversations(data, chat, context))
+    measures = [partial(_loss_and_accuracy, _conversations(data, chat, context))]
+    golden, problems = GoldenAnswers(data), list[Problem]()
+    with suppress(DataError):  # a conversation that ends with calls of tools has no text to compare
+        problems = [*golden.problems("test", 0)]
+    longest = max((len(chat.tokenizer.encode(one.answer)) for one in problems), default=0)
+    if 0 < longest <= LONGEST_ANSWER:
+        asked = _short_prompts(problems[:MOST_PROMPTS], chat, context - longest - 1)
+        params = SamplingParams(max_tokens=longest + 1)
+        measures.append(partial(_share_of_same, golden, asked, params, threads))
+    return lambda trained: {name: value for measure in measures for name, value in measure(trained).items()}
+
+
+def _short_prompts(problems: Sequence[Problem], chat: ChatFormat, most: int) -> list[Problem]:
+    return [one for one in problems if len(chat.prompt(one.messages)) <= most]
 
 
 def _conversations(data: Path, chat: ChatFormat, context: int) -> list[TrainBatch]:
@@ -101,7 +120,19 @@ def _preferences(objective: Objective, batches: Sequence[TrainBatch], trained: R
 def _mean_score(
     task: Task, problems: Sequence[Problem], params: SamplingParams, threads: int, trained: RunDir
 ) -> Metrics:
+    answered = zip(problems, _answers(task, problems, params, threads, trained), strict=True)
+    return {"full_valid_mean_reward": fmean(task.reward(one, sample.reply, sample.verdict) for one, sample in answered)}
+
+
+def _share_of_same(
+    task: Task, problems: Sequence[Problem], params: SamplingParams, threads: int, trained: RunDir
+) -> Metrics:
+    answered = _answers(task, problems, params, threads, trained)
+    return {"full_valid_same_replies": fmean(sample.verdict is Verdict.RIGHT for sample in answered)}
+
+
+def _answers(
+    task: Task, problems: Sequence[Problem], params: SamplingParams, threads: int, trained: RunDir
+) -> Sequence[GradedSample]:
     with closing(Engine(trained.path, threads=threads)) as engine:
-        answered = evaluate(engine, task, problems=problems, params=params, measured={})
-    pairs = zip(problems, answered.samples, strict=True)
-    return {"full_valid_mean_reward": fmean(task.reward(one, sample.reply, sample.verdict) for one, sample in pairs)}
+        return evaluate(engine, task, problems=problems, params=params, measured={}).samples

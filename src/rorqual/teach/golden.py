@@ -1,4 +1,4 @@
-"""Hold a model against the kept ("golden") answers of another model to the same prompts."""
+"""Compare a model with the kept ("golden") answers of another model to the same prompts."""
 
 from __future__ import annotations
 
@@ -108,19 +108,22 @@ def differences_table(evaluation: Evaluation) -> Table:
         for one in evaluation.samples
         if one.verdict is Verdict.WRONG
     ]
-    title = f"{min(SHOWN, len(rows))} of {len(rows):,} different answers"
+    title = f"the first {min(SHOWN, len(rows))} of {len(rows):,} answers that differ"
     return Table(title=title, heads=["row", "golden answer", "answer"], rows=rows[:SHOWN], text_columns=3)
 
 
 def expected_note(evaluation: Evaluation, problems: Sequence[Problem], confidence: float) -> str:
-    """Return how many of the golden answers and of the model's are right by `expected`, or "" if no answered row has it."""
+    """Return how many of the golden answers and of the model's are right by `expected`, or that no answered row has it."""
     pairs = [
         (problem, sample.reply)
         for problem, sample in zip(problems, evaluation.samples, strict=True)
         if problem.meta["expected"] and sample.verdict is not Verdict.UNGRADED
     ]
     if not pairs:
-        return ""
+        return (
+            "Agreement is not accuracy: a right answer differs from a wrong golden one. For the accuracy of both, write the right answer "
+            "as `expected` in the rows whose right answer you know."
+        )
     old, new = (
         np.array(side)
         for side in zip(

@@ -234,7 +234,7 @@ async def _serve_until_stopped(
         loading.cancel()
         for task in (serving, *beside):
             task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.gather(loading, *beside, return_exceptions=True)
         for bridge in service.bridges:
             await bridge.stop()
         service.close()

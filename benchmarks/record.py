@@ -30,7 +30,7 @@ def made_by(places: dict[Path, str]) -> dict[str, Any]:
 
 def command(places: dict[Path, str]) -> str:
     """Return the command line without `--result`, and with local paths replaced by their names."""
-    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    words = ["python", Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix(), *sys.argv[1:]]
     if "--result" in words:
         at = words.index("--result")
         del words[at : at + 2]

@@ -14,7 +14,7 @@ from typing import Any
 from openai import OpenAI
 from safetensors.torch import load_file
 
-from rorqual.fine_tuning.queue import DISK_MESSAGE
+from rorqual.fine_tuning.queue import CONTINUED, DISK_MESSAGE
 from rorqual.fine_tuning.store import JobFolder
 from rorqual.serve.keys import ApiKeys
 from served import Server, start, stop, write_run
@@ -135,7 +135,10 @@ def torment(folder: Path, *, jobs: int, kills: int, seed: int, fill: bool = Fals
         "same_weights": sum(_same(a["weights"], b["weights"]) for a, b in zip(straight, tormented)),
         "same_tokens": sum(a["tokens"] == b["tokens"] for a, b in zip(straight, tormented)),
         "events_twice": sum(
-            count > 1 for one in tormented for message, count in one["events"].items() if message != DISK_MESSAGE
+            count > 1
+            for one in tormented
+            for message, count in one["events"].items()
+            if message not in (DISK_MESSAGE, CONTINUED)
         ),
         "same_steps": sum(_steps(a["events"]) == _steps(b["events"]) for a, b in zip(straight, tormented)),
     }

@@ -130,16 +130,15 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     measure = validation_metrics(job, folder, plan.run, threads)
     folder.add_event_once(f"Files validated. Epochs: {len(plan.epoch_ends)}, steps: {plan.run.steps}")
     done = {line["step_number"] for line in folder.checkpoint_lines()}
+    if 0 not in done:
+        _add_checkpoint(folder, 0, measure(RunDir(Path(job.base))))
     for end in plan.epoch_ends:
         if end in done:
             continue
         if not _train_to(folder, plan, end, threads, is_stopped):
             return None
         copy_model(folder.run, folder.model(end))
-        metrics = {"step": end, "train_loss": _last_loss(folder.run), **measure(folder.run)}
-        folder.add_checkpoint(end, metrics)
-        shown = ", ".join(f"{name}={value:.3f}" for name, value in metrics.items() if name != "step")
-        folder.add_event_once(f"Checkpoint of step {end}: {shown}")
+        _add_checkpoint(folder, end, {"train_loss": _last_loss(folder.run), **measure(folder.run)})
         for old in [one for one in plan.epoch_ends if one <= end][:-KEPT_MODELS]:
             shutil.rmtree(folder.model(old).path, ignore_errors=True)
     write_atomic(folder.results_file, results_csv(folder))
@@ -172,6 +171,14 @@ def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopp
         stop=lambda step: step >= end or is_stopped(),
     )
     return reached >= end
+
+
+def _add_checkpoint(folder: JobFolder, step: int, metrics: dict[str, float]) -> None:
+    """Record the metrics of the model after `step`, also in an event. Step 0 is the base model, if there is a validation file."""
+    folder.add_checkpoint(step, {"step": step, **metrics})
+    if metrics:
+        shown = ", ".join(f"{name}={value:.3f}" for name, value in metrics.items())
+        folder.add_event_once(f"{f'Checkpoint of step {step}' if step else 'Before training'}: {shown}")
 
 
 def _last_loss(run: RunDir) -> float:

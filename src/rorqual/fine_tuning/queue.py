@@ -29,6 +29,7 @@ CHECKPOINT_SECONDS = 20.0
 """Seconds that the process of a paused job has to write its checkpoint."""
 TURN_SECONDS = 600.0
 """Seconds after which a running job lets the job of a tenant who has none running go first."""
+CONTINUED = "Fine-tuning job continues from its last checkpoint"
 DISK_MESSAGE = "The job waits, because the disk is full. It is resumed when at least 256 MiB are free."
 
 
@@ -143,8 +144,7 @@ class JobQueue:
             process.kill()
         else:
             self.update(job, status="running", started_at=job.started_at or int(time.time()))
-        if job.started_at is None:
-            self.note(job, "Fine-tuning job started")
+        self.note(job, "Fine-tuning job started" if job.started_at is None else CONTINUED)
         end = asyncio.create_task(self._wait_for_end(job.id, process))
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)

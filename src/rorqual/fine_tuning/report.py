@@ -13,7 +13,8 @@ from rorqual.report.table import Table
 def write_report(job: Job, folder: JobFolder) -> None:
     """Write the report of a job whose training has ended to its folder."""
     steps, kept = [*folder.run.metrics()], {line["step_number"] for line in folder.checkpoints()}
-    lines = folder.checkpoint_lines()
+    lines = [line for line in folder.checkpoint_lines() if line["step_number"] or len(line["metrics"]) > 1]
+    epochs = len(folder.checkpoint_lines()) - 1
     names = dict.fromkeys(name for line in lines for name in line["metrics"] if name != "step")
     series = [Series(label="training loss", points=tuple((one["step"], one["loss"]) for one in steps))]
     if "full_valid_loss" in names:
@@ -22,9 +23,9 @@ def write_report(job: Job, folder: JobFolder) -> None:
     chart = Chart(name="loss", x="step", y="loss", series=tuple(series), caption="The loss of each step.")
     rows = [
         (
-            f"{job.model_name}{CHECKPOINT}{step}" if step in kept else "deleted",
+            f"{job.model_name}{CHECKPOINT}{step}" if step in kept else "deleted" if step else "base model",
             f"{step:,}",
-            *(f"{line['metrics'][name]:.4f}" for name in names),
+            *(f"{line['metrics'][name]:.4f}" if name in line["metrics"] else "" for name in names),
         )
         for line in lines
         for step in [line["step_number"]]
@@ -33,7 +34,7 @@ def write_report(job: Job, folder: JobFolder) -> None:
     facts = [
         ("base model", Path(job.base).name, f"asked for as {job.model}"),
         ("method", job.method.type, ""),
-        ("steps", f"{len(steps):,}", f"{len(lines)} epochs"),
+        ("steps", f"{len(steps):,}", f"{epochs} epoch{'s' * (epochs > 1)}"),
         ("trained tokens", f"{sum(int(one['tokens']) for one in steps):,}", ""),
         ("seed", f"{job.seed}", ""),
     ]

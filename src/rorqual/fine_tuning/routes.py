@@ -7,7 +7,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, BinaryIO
 
 import python_multipart  # noqa: F401  # `Request.form` needs it
@@ -254,7 +256,10 @@ def _check_examples(request: Request, asked: JobRequest) -> None:
             problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
             raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None
         except DataError as error:
-            problem = f"`{param}` is not valid: {str(error).replace(str(content), file.filename)}"
+            kind = asked.chosen_method().type
+            problem = (
+                f"`{param}` is not valid for the method '{kind}': {str(error).replace(str(content), file.filename)}"
+            )
             raise bad_request(problem, param, f"invalid_{param}") from None
 
 
@@ -268,12 +273,14 @@ async def _estimated_finish(request: Request, job: Job) -> int | None:
         return None
     service = _service(request)
     events = await service.run_in_thread(job.tenant, service.store.folder(job.id).events)
-    steps = [event for event in events if event["type"] == "metrics"]
+    steps = [event for event in events if event["type"] == "metrics"][-RECENT:]
     if len(steps) < 2:
         return None
-    first, last = steps[-RECENT:][0], steps[-1]  # a pause longer ago does not count
-    pace = (last["created_at"] - first["created_at"]) / (last["data"]["step"] - first["data"]["step"])
-    return round(last["created_at"] + pace * (last["data"]["total_steps"] - last["data"]["step"]))
+    pace = median(
+        after["created_at"] - before["created_at"] for before, after in pairwise(steps)
+    )  # pauses do not count
+    left = steps[-1]["data"]["total_steps"] - steps[-1]["data"]["step"]
+    return round(steps[-1]["created_at"] + pace * left)
 
 
 @router.get("/v1/fine_tuning/jobs")
@@ -305,8 +312,9 @@ async def change_job(request: Request, job_id: str, action: str) -> JSONResponse
         await queue.stop_job(job, at_once=True)
         queue.finish(job, "cancelled")
     else:
-        job = queue.update(job, is_paused=action == "pause")
-        queue.note(job, "Fine-tuning job paused" if job.is_paused else "Fine-tuning job resumed")
+        if job.is_paused != (action == "pause"):
+            job = queue.update(job, is_paused=action == "pause")
+            queue.note(job, "Fine-tuning job paused" if job.is_paused else "Fine-tuning job resumed")
         if job.is_paused:
             await queue.stop_job(job, at_once=False)
             await asyncio.sleep(0)  # the end of the process is recorded first
@@ -345,9 +353,11 @@ async def delete_model(request: Request, name: str) -> JSONResponse:
     head, is_checkpoint, step = name.partition(CHECKPOINT)
     job = service.tuned_job(head, request.state.tenant)
     steps = [] if job is None else service.store.folder(job.id).kept_steps()
+    if name in (service.name, *service.names):
+        raise bad_request("`model` is the base model, which cannot be deleted here.", "model")
     if job is None or not job.is_finished or (is_checkpoint and step not in steps):
         raise service.unknown_model_error(name)
-    if steps[-1:] == [step] or not is_checkpoint:  # the name without a step is the last checkpoint's
-        job = service.queue.update(job, is_deleted=True)
-    await service.forget_model(job, step)
+    if is_checkpoint and job.has_model and step == steps[-1]:
+        raise bad_request(f"`model` is the last checkpoint of '{head}'. Delete the model by that name.", "model")
+    await service.forget_model(job if is_checkpoint else service.queue.update(job, is_deleted=True), step)
     return JSONResponse({"id": name, "object": "model", "deleted": True})

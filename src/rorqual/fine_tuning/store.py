@@ -189,8 +189,8 @@ class JobFolder:
         return parse_config(Job, json.loads(file.read_bytes()), where=str(file))
 
     def delete_training_files(self) -> None:
-        """Delete what only training needs: the links of the user's files, and the run."""
-        for file in (self.training_data, self.validation_data):
+        """Delete what only training needs: the links of the user's files, the run, and the results, which are stored files now."""
+        for file in (self.training_data, self.validation_data, self.results_file, self.report_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.run.path, ignore_errors=True)
 
@@ -298,14 +298,16 @@ class TuneStore:
         """Store the result files of a job, and return their ids: the metrics of its steps, encoded in base64 as in OpenAI's API, and
         the report."""
         folder = self.folder(job.id)
-        files = [file for file in (folder.results_file, folder.report_file) if file.is_file()]
-        return tuple(self._add_result(job, file).id for file in files)
+        found = [self._add_result(job, file) for file in (folder.results_file, folder.report_file)]
+        return tuple(file.id for file in found if file is not None)
 
-    def _add_result(self, job: Job, file: Path) -> StoredFile:
+    def _add_result(self, job: Job, file: Path) -> StoredFile | None:
         name = f"{job.id}{file.suffix}"
         for known in [*self.files.values()]:  # of a server that was killed before it recorded the end
             if (known.filename, known.tenant, known.purpose) == (name, job.tenant, "fine-tune-results"):
                 return known
+        if not file.is_file():
+            return None
         temporary, content = self.path / f".{name}", file.read_bytes()
         is_table = file.suffix == ".csv"
         temporary.write_bytes(

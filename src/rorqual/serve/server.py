@@ -221,6 +221,7 @@ async def _serve_until_stopped(
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)
     host, port = sock.getsockname()[:2]
+    _say(f"loading {service.name}")
     loading = asyncio.gather(*(bridge.start() for bridge in service.bridges))
     beside = [asyncio.create_task(task) for task in service.tasks()]
     serving = asyncio.create_task(server.serve(sockets=[sock]))

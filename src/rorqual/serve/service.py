@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -30,7 +31,7 @@ from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest
 from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
 from rorqual.serve.uploads import WeightUploads
-from rorqual.serve.validation_errors import api_error_from_pydantic, describe_value
+from rorqual.serve.validation_errors import api_error_from_pydantic
 from rorqual.serve.wire import EngineLimits, EngineRequest
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class Service(ABC):
 
     def unknown_model_error(self, name: str) -> ApiError:
         """Return the error for a request to a model that is not served."""
-        problem = f"`model` is {describe_value(name)}, which is not served here"
+        problem = f"`model` is {json.dumps(name[:256], ensure_ascii=False)}, which is not served here"
         return ApiError(404, f"{problem}. Use '{self.name}'.", param="model", code="model_not_found")
 
 

@@ -79,7 +79,7 @@ def test_answers_of_a_server_are_compared_by_their_form(golden: Callable[..., No
     for kind, (same, rows) in {"number": (2, 4), "JSON": (1, 3), "text": (1, 2), "all": (4, 9)}.items():
         shown = cells(said)[kind]
         assert shown == [f"{same}/{rows}", percent(same / rows), percent_interval(wilson(same, rows, 0.99)), "0"], kind
-    assert "5 of 5 different answers" in said and "line 3" in said and "line 1 " not in said
+    assert "the first 5 of 5 answers that differ" in said and "line 3" in said and "line 1 " not in said
     assert {(one["model"], one["max_tokens"], one["temperature"]) for one in server.bodies} == {("new", 7, 0.5)}
     assert {tuple(turn["role"] for turn in one["messages"]) for one in server.bodies} == {("system", "user")}
     kept = Evaluation.load(Path("o.json"))

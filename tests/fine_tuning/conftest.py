@@ -32,7 +32,7 @@ def tuned(tuner: TuneServer, tmp_path_factory: pytest.TempPathFactory) -> FineTu
     """A job that has succeeded, of the tenant `default`, with a validation file."""
     folder = tmp_path_factory.mktemp("data")
     held_out = tuner.upload(sums(folder / "held out.jsonl", 20))
-    hyperparameters = {"n_epochs": 5, "batch_size": 4, "learning_rate_multiplier": 10.0}
+    hyperparameters = {"n_epochs": 4, "batch_size": 4, "learning_rate_multiplier": 10.0}
     job = tuner.create(
         sums(folder / "sums.jsonl"), validation_file=held_out, suffix="sums", hyperparameters=hyperparameters
     )

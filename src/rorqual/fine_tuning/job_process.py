@@ -25,7 +25,6 @@ from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
-from rorqual.fine_tuning.ladder import teach_ladder
 from rorqual.fine_tuning.recipe import JobPlan, plan_job
 from rorqual.fine_tuning.report import write_report
 from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, SERVER_GONE, JobError, JobFolder, Outcome
@@ -33,6 +32,8 @@ from rorqual.fine_tuning.validation import validation_metrics
 from rorqual.train.checkpoint import OPTIM_FILE
 from rorqual.train.loop import fit
 
+Train = Callable[[JobFolder, int, Callable[[], bool]], Outcome | None]
+"""A function of a job's folder, the number of threads and whether to stop. It returns the end, or None if it was stopped."""
 KEPT_MODELS = 3
 """The models of the last `KEPT_MODELS` epochs are kept, as in OpenAI's API."""
 CSV_FIELDS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
@@ -42,18 +43,21 @@ LOCK_SECONDS = 30.0
 """Seconds that the process waits for an earlier process of the job to end."""
 
 
-def main(path: Path, threads: int, memory: int) -> int:
-    """Train the job in `path`, and return the exit status. `memory`: maximum bytes of the process; 0: no limit."""
+def main(path: Path, threads: int, memory: int, train: Train, *, can_always_stop: bool = False) -> int:
+    """Train the job in `path` by the function `train`, and return the exit status.
+
+    `memory`: maximum bytes of the process; 0: no limit. `can_always_stop`: whether the process may end at any moment, because
+    `train` keeps what it has found; otherwise `train` asks whether it is stopped.
+    """
     folder, stopping = JobFolder(path), threading.Event()
     if folder.outcome_file.is_file():  # the server was killed before it recorded the end
         return 0
-    lock, is_ladder = _wait_for_lock(path), not folder.job().base
-    # `rorqual teach` keeps what each stage found, so its process can end at any moment.
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(PAUSED) if is_ladder else stopping.set())
+    lock = _wait_for_lock(path)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(PAUSED) if can_always_stop else stopping.set())
     threading.Thread(target=_watch_server, daemon=True).start()
     threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
     try:
-        outcome = teach_ladder(folder, threads) if is_ladder else train_job(folder, threads, stopping.is_set)
+        outcome = train(folder, threads, stopping.is_set)
         if outcome is None:
             return PAUSED
         write_json(folder.outcome_file, outcome.model_dump(mode="json"))
@@ -218,4 +222,4 @@ def results_csv(folder: JobFolder) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), train_job))

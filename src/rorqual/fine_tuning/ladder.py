@@ -1,4 +1,7 @@
-"""Jobs without a language model: the cheaper rungs of `rorqual teach`, under the name `ladder` of a base model."""
+"""The process of a job without a language model: `python -m rorqual.fine_tuning.ladder FOLDER THREADS MEMORY`.
+
+It chooses among the cheaper rungs of `rorqual teach`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import io
 import json
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 
+from rorqual.fine_tuning.job_process import main
 from rorqual.fine_tuning.store import JobFolder, Outcome
 from rorqual.teach.config import TeachConfig
 from rorqual.teach.paths import TeachPaths
 from rorqual.teach.stages import NONE, teach
 
-LADDER = "ladder"
-"""The name of the base model of such a job."""
 ACCURACY = re.compile(r"  \S.* % of [\d,]+ .*right.*")
 """A line that `rorqual teach` prints when a rung has been measured."""
 
@@ -32,7 +37,7 @@ class MeasuredRungs(io.TextIOBase):
         return len(text)
 
 
-def teach_ladder(folder: JobFolder, threads: int) -> Outcome:
+def teach_ladder(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -> Outcome:
     """Choose the cheapest rung for the job's examples, and write the report. The validation file, if any, has the test examples.
 
     Raises DataError if a file of the job cannot be used.
@@ -47,3 +52,7 @@ def teach_ladder(folder: JobFolder, threads: int) -> Outcome:
     folder.add_event_once(f"Chosen: {results['chosen']}, right on {found['right']} of {found['of']} test examples")
     shutil.copyfile(paths.report, folder.report_file)
     return Outcome()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), teach_ladder, can_always_stop=True))

@@ -130,7 +130,8 @@ class JobQueue:
     async def _start(self, job: Job) -> None:
         folder = self.store.folder(job.id)
         self._turns[job.tenant] = max(self._turns.values(), default=0) + 1
-        command = (sys.executable, "-m", "rorqual.fine_tuning.job_process", folder.path, self.threads, self.memory)
+        module = f"rorqual.fine_tuning.{'job_process' if job.base else 'ladder'}"
+        command = (sys.executable, "-m", module, folder.path, self.threads, self.memory)
         # A session of its own keeps a Ctrl-C from the process. The process ends when its standard input is closed.
         with open(folder.log_file, "ab") as log:
             process = await asyncio.create_subprocess_exec(

@@ -20,11 +20,10 @@ from starlette.types import Message
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
-from rorqual.fine_tuning.ladder import LADDER
 from rorqual.fine_tuning.recipe import GRADER, check_examples
 from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest
 from rorqual.fine_tuning.service import TuneService
-from rorqual.fine_tuning.store import CHECKPOINT, Job, StoredFile, new_id
+from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, StoredFile, new_id
 from rorqual.serve.bodies import BODY_SECONDS, read_body
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body

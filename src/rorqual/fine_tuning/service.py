@@ -14,9 +14,8 @@ from fastapi import Request, Response
 from rorqual.core.errors import ConfigError
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import NO_DEFAULTS, RunDir
-from rorqual.fine_tuning.ladder import LADDER
 from rorqual.fine_tuning.queue import JobQueue
-from rorqual.fine_tuning.store import CHECKPOINT, Job, TuneStore
+from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, TuneStore
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.service import ModelService, Service

@@ -27,6 +27,8 @@ from rorqual.fine_tuning.schemas import Hyperparameters, Method
 
 DISK_FULL, PAUSED, OUT_OF_MEMORY, SERVER_GONE = 28, 75, 76, 77
 """Exit statuses of a job's process, from which the server learns why the process ended without an outcome."""
+LADDER = "ladder"
+"""The name of the base model of a job without a language model."""
 CHECKPOINT = ":ckpt-step-"
 """Between the name of a tuned model and the step of one of its checkpoints."""
 LETTERS = string.ascii_letters + string.digits

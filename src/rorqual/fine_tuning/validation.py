@@ -134,5 +134,5 @@ def _share_of_same(
 def _answers(
     task: Task, problems: Sequence[Problem], params: SamplingParams, threads: int, trained: RunDir
 ) -> Sequence[GradedSample]:
-    with closing(Engine(trained.path, threads=threads)) as engine:
+    with closing(Engine(trained.path, threads=threads, backend="torch")) as engine:
         return evaluate(engine, task, problems=problems, params=params, measured={}).samples

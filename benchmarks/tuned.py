@@ -86,9 +86,10 @@ def served_metrics(server: TuneServer, model: str, run: Path, rows: list[Row]) -
 
 
 def golden(folder: Path, file: Path) -> str:
-    """Return what `rorqual compare golden=` prints."""
+    """Return the tables that `rorqual compare golden=` prints, without the paths of this machine."""
     command = [sys.executable, "-m", "rorqual", "compare", str(folder), f"golden={file}"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    return printed[printed.index("  golden answer") :].partition("\n  Every answer")[0].rstrip()
 
 
 def main() -> int:

@@ -141,7 +141,7 @@ def test_the_validation_file_of_pairs_is_measured(base: Path, tmp_path: Path) ->
     folder = job_folder(base, tmp_path, "dpo", settings, validation_file="file-b")
     pairs(folder.training_data)
     lines = pairs(folder.validation_data, 9).read_text(encoding="utf-8").splitlines()[6:]
-    folder.validation_data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    folder.validation_data.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     assert train_job(folder, 1, lambda: False) is not None
     [checkpoint] = folder.checkpoints()
     run = RunDir(base)

@@ -98,7 +98,6 @@ def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatc
     assert folder.job().status == "succeeded" and folder.job().result_files
 
 
-@pytest.mark.soak
 def test_a_disk_that_fills_up_stops_a_job_and_loses_nothing(base: Path, tmp_path: Path) -> None:
     """The checkpoint cannot be written, because it is larger than the server's files may be. A later server knows
     the files, and goes on with the same steps."""
@@ -154,11 +153,10 @@ def test_a_job_whose_process_dies_again_and_again_fails(
     assert "Traceback" in folder.log_file.read_text(encoding="utf-8")
 
 
-@pytest.mark.soak
 def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
-    found = torment(tmp_path, jobs=2, kills=1, seed=1)
+    found = torment(tmp_path, jobs=2, kills=2, seed=1)
     assert found == {
-        "jobs": 2, "kills": 1, "succeeded": 2, "same_weights": 2, "same_tokens": 2, "events_twice": 0, "same_steps": 2
+        "jobs": 2, "kills": 2, "succeeded": 2, "same_weights": 2, "same_tokens": 2, "events_twice": 0, "same_steps": 2
     }  # fmt: skip
 
 

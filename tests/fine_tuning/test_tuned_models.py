@@ -176,7 +176,6 @@ def job_processes(folder: Path) -> list[list[str]]:
     return [line[4:6] for line in lines if "rorqual.fine_tuning.job_process" in line and str(folder) in line[3]]
 
 
-@pytest.mark.soak
 def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> None:
     words = ["tune_jobs=2", f"tune_memory={10**10}", "tune_names=a, b"]
     with tuning(base, tmp_path, *words) as server:

@@ -32,6 +32,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import Objective
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, PreferencesConfig, RolloutConfig, SourceInputs
+from rorqual.train.sources.preferences import Preferences
 from rorqual.train.sources.source import StreamSource
 
 Metrics = dict[str, float]
@@ -62,23 +63,19 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
         return partial(_mean_score, task, [*islice(task.problems("test", 0), MOST_PROMPTS)], params, threads)
     if isinstance(source, PreferencesConfig):
         inputs = SourceInputs(load_run(base), chat.tokenizer, chat, job.seed, threads)
-        pairs = source.model_copy(update={"data": str(data), "pairs": 1}).build(inputs)
-        count = sum(1 for _ in data.open("rb"))
-        return partial(_preferences, run.objectives[0], [pairs.step(step).batches[0] for step in range(count)])
+        held_out = Preferences(source.model_copy(update={"data": str(data), "pairs": 1}), inputs)
+        batches = [held_out.step(step).batches[0] for step in range(len(held_out.pairs))]
+        return partial(_preferences, run.objectives[0], batches)
     measures = [partial(_loss_and_accuracy, _conversations(data, chat, context))]
     golden, problems = GoldenAnswers(data), list[Problem]()
     with suppress(DataError):  # a conversation that ends with calls of tools has no text to compare
         problems = [*golden.problems("test", 0)]
     longest = max((len(chat.tokenizer.encode(one.answer)) for one in problems), default=0)
-    if 0 < longest <= LONGEST_ANSWER:
-        asked = _short_prompts(problems[:MOST_PROMPTS], chat, context - longest - 1)
+    asked = [one for one in problems[:MOST_PROMPTS] if len(chat.prompt(one.messages)) + longest < context]
+    if asked and longest <= LONGEST_ANSWER:
         params = SamplingParams(max_tokens=longest + 1)
         measures.append(partial(_share_of_same, golden, asked, params, threads))
     return lambda trained: {name: value for measure in measures for name, value in measure(trained).items()}
-
-
-def _short_prompts(problems: Sequence[Problem], chat: ChatFormat, most: int) -> list[Problem]:
-    return [one for one in problems if len(chat.prompt(one.messages)) <= most]
 
 
 def _conversations(data: Path, chat: ChatFormat, context: int) -> list[TrainBatch]:

@@ -17,6 +17,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
+from rorqual.fine_tuning.routes import router
+from rorqual.fine_tuning.service import LadderService, TuneService
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
@@ -94,9 +96,6 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
 
 def _serve_with_tuning(engine: EngineArguments, chosen: ServeSettings) -> None:
     """Serve a run with the fine-tuning API."""
-    from rorqual.fine_tuning.routes import router  # local imports, because they load torch
-    from rorqual.fine_tuning.service import TuneService
-
     extend = partial(
         TuneService.extend,
         base=RunDir(Path(engine.run)),
@@ -106,8 +105,16 @@ def _serve_with_tuning(engine: EngineArguments, chosen: ServeSettings) -> None:
         at_once=chosen.tune_jobs,
         memory=chosen.tune_memory,
         threads=engine.threads,
+        load_ladder=_load_ladder,
     )
     serve(engine, chosen, extend=extend, routers=[router])
+
+
+def _load_ladder(folder: Path, *, threads: int, **fields: Any) -> LadderService:
+    from rorqual.teach.answerer import load_answerer  # local imports, because they load torch
+    from rorqual.teach.serving import AnswererService
+
+    return AnswererService(**fields, answerer=load_answerer(folder, threads=threads))
 
 
 def _remote_model(chosen: ServeSettings) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +14,8 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, Method, ReinforcementHyperparameters
+from rorqual.fine_tuning.examples import GRADER
+from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.bank import reasons_to_merge
@@ -30,11 +30,8 @@ from rorqual.tasks.openai_graders import openai_task
 from rorqual.tasks.task import Task
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
-from rorqual.train.sources.preferences import read_pair
 from rorqual.train.sources.source import StreamSource
 
-GRADER = "method.reinforcement.grader"
-"""The name of the grader in error messages."""
 R, ALPHA, LR = 16, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
 STEP_TOKENS = 768
@@ -141,22 +138,6 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         seed=job.seed,
     )
     return JobPlan(run=_adapted(run, batch, batch), epoch_ends=ends)  # a micro-batch for each prompt saves memory
-
-
-def check_examples(method: Method, file: Path, *, read: bool) -> None:
-    """Check the grader of a method, and with `read` that the rows of a file are those of the method.
-
-    Raises ConfigError for a grader that is not offered, and DataError, which names file and line, for a wrong row.
-    """
-    if method.reinforcement is not None:
-        task = openai_task(file, method.reinforcement.grader, where=GRADER)
-        if read:
-            deque(task.problems("train", 0), maxlen=0)
-    elif read and method.type == "dpo":
-        for row in read_rows(file):
-            read_pair(row)
-    elif read:
-        read_conversations(file)
 
 
 def refuse_long_prompts(task: Task, data: Path, chat: ChatFormat, most: int) -> tuple[int, int]:

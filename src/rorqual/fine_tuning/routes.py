@@ -20,7 +20,7 @@ from starlette.types import Message
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
-from rorqual.fine_tuning.recipe import GRADER, check_examples
+from rorqual.fine_tuning.examples import GRADER, check_examples
 from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest
 from rorqual.fine_tuning.service import TuneService
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, StoredFile, new_id

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request, Response
 
@@ -20,12 +20,19 @@ from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.service import ModelService, Service
 from rorqual.serve.validation_errors import describe_value
-from rorqual.teach.answerer import load_answerer
-from rorqual.teach.serving import AnswererService
 
 ALL = "*"
 MOST_ANSWERERS = 4
 """The number of jobs without a language model whose answerers stay in memory."""
+
+
+class LadderService(Protocol):
+    """The service of what a ladder chose (`teach.serving.AnswererService`), which needs torch."""
+
+    def parse(self, parts: list[bytes]) -> Any: ...
+    def reserve_queue_place(self, tenant: str) -> AbstractContextManager[None]: ...
+    async def respond(self, request: Request, prompt: Any) -> Response: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +40,9 @@ class TuneService(ModelService):
     """A server of a base model, and of the models that its jobs trained.
 
     `base`: the run of the base model. `names`: the names of base models that clients may give; `*` is every name. `file_bytes`:
-    maximum bytes of a tenant's files. `lock`: the lock of the store's folder. `answerers`: the loaded models of jobs without a
-    language model, by the ids of the jobs.
+    maximum bytes of a tenant's files. `lock`: the lock of the store's folder. `load_ladder` returns the service of a folder that
+    `rorqual teach` wrote, from the folder, the number of threads, and the fields of `Service` with `queue`. `answerers`: the loaded
+    models of jobs without a language model, by the ids of the jobs.
     """
 
     base: RunDir
@@ -43,7 +51,8 @@ class TuneService(ModelService):
     store: TuneStore
     queue: JobQueue
     lock: Lock
-    answerers: dict[str, AnswererService] = field(default_factory=dict)
+    load_ladder: Callable[..., LadderService]
+    answerers: dict[str, LadderService] = field(default_factory=dict)
 
     @classmethod
     def extend(
@@ -57,6 +66,7 @@ class TuneService(ModelService):
         at_once: int,
         memory: int,
         threads: int,
+        load_ladder: Callable[..., LadderService],
     ) -> TuneService:
         """Return `service` with the fine-tuning API. `at_once`, `memory` and `threads` are those of `JobQueue`.
 
@@ -74,7 +84,7 @@ class TuneService(ModelService):
         queue = JobQueue(store, at_once=at_once, memory=memory, threads=threads)
         known = {one.name: getattr(service, one.name) for one in fields(service)}
         own: dict[str, Any] = {"base": base, "names": names, "file_bytes": file_bytes, "store": store, "queue": queue}
-        return cls(**known, **own, lock=lock)
+        return cls(**known, **own, lock=lock, load_ladder=load_ladder)
 
     def tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
         return [*super().tasks(), self.queue.run()]
@@ -144,13 +154,13 @@ class TuneService(ModelService):
 
         return respond
 
-    def _answerer_service(self, job: Job) -> AnswererService:
+    def _answerer_service(self, job: Job) -> LadderService:
         """Return the service of what a ladder chose. `MOST_ANSWERERS` stay in memory, those that were used last."""
         found = self.answerers.pop(job.id, None)
         if found is None:
             shared = {one.name: getattr(self, one.name) for one in fields(Service)} | {"name": job.model_name}
-            answerer = load_answerer(self.store.folder(job.id).taught, threads=self.queue.threads)
-            found = AnswererService(**shared, answerer=answerer, queue=self.bridge.queue)
+            taught, threads = self.store.folder(job.id).taught, self.queue.threads
+            found = self.load_ladder(taught, threads=threads, queue=self.bridge.queue, **shared)
         self.answerers[job.id] = found
         for job_id in [*self.answerers][:-MOST_ANSWERERS]:  # a running answer keeps its service alive
             self.answerers.pop(job_id, None)

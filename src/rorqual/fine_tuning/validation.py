@@ -20,7 +20,8 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import GradedSample
-from rorqual.fine_tuning.recipe import GRADER, refuse_long_prompts, sample_lengths
+from rorqual.fine_tuning.examples import GRADER
+from rorqual.fine_tuning.recipe import refuse_long_prompts, sample_lengths
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run, read_model_config

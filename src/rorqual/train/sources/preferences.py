@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from rorqual.core.config import RowLength, Rows
-from rorqual.core.conversations import Conversation, read_messages, read_tools, refuse_empty_prompt
+from rorqual.core.conversations import read_tools
 from rorqual.core.errors import DataError
-from rorqual.core.records import is_blank_message
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import TrainingSample, pack_rows
+from rorqual.data.source.pairs import read_pair
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.reference import ReferenceModel
 from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
@@ -78,34 +78,3 @@ def render_pair(row: DataRow, chat: ChatFormat) -> list[TrainingSample]:
     except DataError as error:
         raise DataError(error.what, where=f"{row.where}: input: {error.where}", remedy=error.remedy) from None
     return [TrainingSample(one.ids, one.mask) for one in rendered]
-
-
-def read_pair(row: DataRow) -> tuple[Conversation, Conversation]:
-    """Return the prompt with the preferred reply, and the prompt with the other reply.
-
-    Raises DataError, with file, line and key, for a missing or invalid key, an empty prompt, an empty preferred reply, or two equal
-    replies.
-    """
-    given: dict[str, Any] = row.get("input", dict)
-    prompt = read_messages(given.get("messages"), f"{row.where}: input: ")
-    refuse_empty_prompt(prompt, f"{row.where}: input")
-    preferred, other = ((*prompt, *_read_reply(row, key)) for key in ("preferred_output", "non_preferred_output"))
-    if preferred == other or (is_blank_message(preferred[-1]) and not preferred[-1].tool_calls):
-        raise DataError(
-            "key 'preferred_output' is empty, or equal to 'non_preferred_output'",
-            where=row.where,
-            remedy="Correct the replies, or remove the row.",
-        )
-    return preferred, other
-
-
-def _read_reply(row: DataRow, key: str) -> Conversation:
-    """Return the reply under `key`: one assistant message, which is in the loss whatever its `weight`."""
-    reply = read_messages(row.get(key, list), f"{row.where}: {key}: ")
-    if [message.role for message in reply] != ["assistant"]:
-        raise DataError(
-            f"key '{key}' is not one assistant message",
-            where=row.where,
-            remedy=f'Write "{key}": [{{"role": "assistant", "content": "..."}}], or remove the row.',
-        )
-    return (replace(reply[0], in_loss=True),)

@@ -1,0 +1,31 @@
+"""The check of a job's files when the job is created."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+from rorqual.core.rows import read_rows
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.source.pairs import read_pair
+from rorqual.fine_tuning.schemas import Method
+from rorqual.tasks.openai_graders import openai_task
+
+GRADER = "method.reinforcement.grader"
+"""The name of the grader in error messages."""
+
+
+def check_examples(method: Method, file: Path, *, read: bool) -> None:
+    """Check the grader of a method, and with `read` that the rows of a file are those of the method.
+
+    Raises ConfigError for a grader that is not offered, and DataError, which names file and line, for a wrong row.
+    """
+    if method.reinforcement is not None:
+        task = openai_task(file, method.reinforcement.grader, where=GRADER)
+        if read:
+            deque(task.problems("train", 0), maxlen=0)
+    elif read and method.type == "dpo":
+        for row in read_rows(file):
+            read_pair(row)
+    elif read:
+        read_conversations(file)

@@ -788,7 +788,7 @@ MUTANTS = (
     one(
         "DPO prefers the other reply of each pair",
         "issue 41: OpenAI's fine-tuning API",
-        "train/sources/preferences.py",
+        "data/source/pairs.py",
         'for key in ("preferred_output", "non_preferred_output"))',
         'for key in ("non_preferred_output", "preferred_output"))',
         "tests/train/test_dpo.py::test_loss_and_gradients_are_those_of_a_slow_second_writing",

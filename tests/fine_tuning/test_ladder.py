@@ -56,6 +56,7 @@ def test_the_served_answers_are_the_reports(tuner: TuneServer, job: FineTuningJo
     assert job.fine_tuned_model == f"ft:ladder:default:tickets:{job.id[6:14]}"
     paths = TeachPaths(JobFolder(tuner.folder / "jobs" / job.id).taught)
     chosen = json.loads(paths.results.read_bytes())["chosen"]
+    assert job.seed == 5 and "\nseed: 5\n" in paths.settings.read_text(encoding="utf-8")
     measured = Evaluation.load(paths.evaluation_file(chosen))
     assert len(measured.samples) == 20  # the validation file
     for sample in measured.samples:

@@ -27,7 +27,6 @@ PRELOADED = [
     "rorqual.recipes.quickstart",
     "rorqual.evals.perplexity",
     "rorqual.cli.inspecting",
-    "torch._dynamo",  # torch's optimizers import it when the first one is built
 ]
 LIMIT = 300
 """Seconds after which a command counts as hanging."""

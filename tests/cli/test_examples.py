@@ -65,8 +65,8 @@ def example(verb: str) -> str:
 
 
 def in_small(text: str) -> str:
-    """The same commands with experiments of a few core-seconds: fewer core-minutes do the same jobs with less work."""
-    return re.sub(r"--budget [\d.]+ ", "--budget 0.04 ", text)
+    """The same commands with experiments of a few core-seconds: fewer core-minutes or steps do the same jobs with less work."""
+    return re.sub(r"--budget [\d.]+ ", "--budget 0.02 ", text).replace("steps=100 seed=", "steps=10 seed=")
 
 
 def shell(text: str, folder: Path, programs: Path | None = None, limit: int = 600) -> subprocess.CompletedProcess[str]:

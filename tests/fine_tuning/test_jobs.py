@@ -237,6 +237,23 @@ def test_a_job_of_too_long_an_example_fails_and_says_so(tuner: TuneServer, tmp_p
     assert event.level == "error" and job.error.message in event.message
 
 
+def test_a_job_that_is_killed_between_checkpoints_tells_no_step_twice(base: Path, tmp_path: Path) -> None:
+    folder = job_folder(base, tmp_path, settings={"hyperparameters": {"n_epochs": 2, "batch_size": 1}})
+
+    def steps() -> list[int]:
+        return [event["data"]["step"] for event in folder.events() if event["type"] == "metrics"]
+
+    def killed() -> bool:
+        if len(steps()) == 3:
+            raise RuntimeError("killed")
+        return False
+
+    with pytest.raises(RuntimeError):
+        train_job(folder, 1, killed)
+    assert not folder.run.steps() and train_job(folder, 1, lambda: False) is not None
+    assert steps() == [*range(1, 9)]
+
+
 def test_a_deleted_file_is_refused_and_a_created_job_keeps_its_rows(tuner: TuneServer, tmp_path: Path) -> None:
     file_id = tuner.upload(sums(tmp_path / "data.jsonl"))
     jobs = tuner.client.fine_tuning.jobs
@@ -247,7 +264,6 @@ def test_a_deleted_file_is_refused_and_a_created_job_keeps_its_rows(tuner: TuneS
     assert wait(tuner.client, job.id).status == "succeeded"
 
 
-@pytest.mark.soak
 def test_a_tenant_has_at_most_100_unfinished_jobs(tuner: TuneServer, tmp_path: Path) -> None:
     jobs, file = tuner.client.fine_tuning.jobs, tuner.upload(sums(tmp_path / "data.jsonl"))
     made = []

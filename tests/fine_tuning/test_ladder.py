@@ -100,7 +100,6 @@ def test_a_ladder_ignores_hyperparameters_and_needs_enough_rows(tuner: TuneServe
     )
 
 
-@pytest.mark.soak
 def test_a_paused_ladder_continues_and_a_deleted_one_is_gone(tuner: TuneServer, tmp_path: Path) -> None:
     jobs, file = tuner.client.fine_tuning.jobs, tuner.upload(tickets(tmp_path / "data.jsonl"))
     made = jobs.create(model="ladder", training_file=file, seed=5)

@@ -59,7 +59,6 @@ def test_tenants_take_turns(base: Path, tmp_path: Path) -> None:
     assert started == ["ftjob-a0", "ftjob-b"]
 
 
-@pytest.mark.soak
 def test_a_long_job_lets_another_tenants_go_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When its turn is over, it stops at a checkpoint, and goes on later without repeating a step."""
     store = TuneStore(tmp_path)

@@ -28,7 +28,7 @@ MUTANTS = (
         "fine_tuning/job_process.py",
         "if reached > seen:",
         "if reached:",
-        "tests/fine_tuning/test_queue.py::test_no_job_is_lost_and_none_runs_twice",
+        "tests/fine_tuning/test_jobs.py::test_a_job_that_is_killed_between_checkpoints_tells_no_step_twice",
     ),
     one(
         "the first checkpoint's model is served as the tuned model",

@@ -127,7 +127,7 @@ install_real_model() {
   fi
 }
 
-fingerprint() { { cat pyproject.toml scripts/setup.sh && "$python" -V; } | cksum; }
+fingerprint() { { cat pyproject.toml scripts/setup.sh setup.py src/rorqual/engine/native/{build.py,csrc/*} && "$python" -V; } | cksum; }
 
 stamp=$venv/installed-${extra:-base}
 make_venv

@@ -37,6 +37,7 @@ from rorqual.conformance.models import (
 )
 from rorqual.conformance.training import LATENT
 from rorqual.core.config import kinds, parse_config
+from rorqual.engine.native.native_backend import Native
 from rorqual.model import ModelConfig, Stage, account
 from rorqual.model.attention import (
     AttentionConfig,
@@ -133,7 +134,8 @@ def label(config: AttentionConfig | FFNConfig | RouterConfig | Stage) -> str:
 
 router_kinds = pytest.mark.parametrize("config", ROUTERS, ids=label)
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=label)
-BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed(), Fused()]
+BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Native(), Transposed(), Fused()]
+TRAINING = [ops for ops in BACKENDS if ops.supports(torch.device("cpu"), torch.float32, training=True) is None]
 every_backend = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: ops.name)
 
 
@@ -270,7 +272,7 @@ def test_each_backend_decodes_as_the_reference_does(stage: Stage, ops: Backend) 
 
 
 @every_stage
-@every_backend
+@pytest.mark.parametrize("ops", TRAINING, ids=lambda ops: ops.name)
 def test_each_backend_trains_as_the_reference_does(stage: Stage, ops: Backend) -> None:
     """A training row of three documents: the values and every gradient."""
     model, tokens = model_of(stage), some_tokens(length=LONG)

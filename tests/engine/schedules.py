@@ -55,6 +55,7 @@ class Pool:
     pack: bool
     requests: list[Request]
     families: list[list[int]]
+    backend: str = "torch-invariant"
     chat: ChatFormat = field(default_factory=lambda: chat_format(Tokenizer.byte_level()))
     answers: dict[int, list[Completion]] = field(default_factory=dict)
 
@@ -66,9 +67,8 @@ class Pool:
     def engine(self, **options: Any) -> Engine:
         """An engine of one core. With `pack` every linear map is packed, however small."""
         with patch("rorqual.ops.backends.packed.SMALLEST", 1):
-            return Engine.of(
-                self.model, self.chat.tokenizer, self.chat, engine_cores=1, pack=self.pack, record_kept=True, **options
-            )
+            own = {"engine_cores": 1, "pack": self.pack, "record_kept": True, "backend": self.backend}
+            return Engine.of(self.model, self.chat.tokenizer, self.chat, **own | options)
 
     def alone(self, number: int) -> list[Completion]:
         """The answers of one request, each sample by itself, in an engine that has done nothing before and keeps nothing."""
@@ -78,7 +78,15 @@ class Pool:
         return self.answers[number]
 
 
-def make_pool(model: Decoder, seed: int, *, pack: bool = False, stems: int = 3, each: int = 5) -> Pool:
+def make_pool(
+    model: Decoder,
+    seed: int,
+    *,
+    pack: bool = False,
+    stems: int = 3,
+    each: int = 5,
+    backend: str = "torch-invariant",
+) -> Pool:
     """`stems` times `each` requests: the stem whole, and prompts that leave it somewhere; replies of 1 to 40 tokens."""
     rng, tokenizer = random.Random(seed), Tokenizer.byte_level()
     requests: list[Request] = []
@@ -110,7 +118,7 @@ def make_pool(model: Decoder, seed: int, *, pack: bool = False, stems: int = 3, 
         families.append(family)
     crowd = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0)
     requests.append(Request(prompt_ids=tuple(tokenizer.encode("2 + ")), params=crowd))
-    return Pool(model, pack, requests, families)
+    return Pool(model, pack, requests, families, backend)
 
 
 class Wrong(AssertionError):

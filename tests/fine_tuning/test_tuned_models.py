@@ -187,9 +187,10 @@ def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> No
         assert running == [["1", str(10**10)]] * 2
 
 
-def test_a_backend_of_the_users_own_does_not_tune(base: Path) -> None:
-    with pytest.raises(ConfigError, match="tuned models need a backend of this package"):
-        start_server(str(base), ["tune=FOLDER", "backend=./mine.py:Mine"])
+def test_a_backend_without_adapters_does_not_tune(base: Path) -> None:
+    for name in ("./mine.py:Mine", "native"):
+        with pytest.raises(ConfigError, match=f"the backend '{name}' runs no tuned models"):
+            start_server(str(base), ["tune=FOLDER", f"backend={name}"])
 
 
 @pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])

@@ -17,6 +17,7 @@ from test_tour import TRY
 import rorqual
 
 ROOT = Path(__file__).parents[2]
+NATIVE = "src/rorqual/engine/native/build.py"
 BUILD = "from setuptools.build_meta import prepare_metadata_for_build_wheel as p; print(p('.'))"
 REPOSITORY = '[project.urls]\nRepository = "https://example.org/rorqual/"\n\n[project.scripts]'
 
@@ -24,7 +25,7 @@ REPOSITORY = '[project.urls]\nRepository = "https://example.org/rorqual/"\n\n[pr
 @pytest.mark.parametrize("known", [False, True], ids=["address unknown", "address known"])
 def test_no_link_of_a_package_index_is_dead(tmp_path: Path, known: bool) -> None:
     """In the metadata that the build makes of README.md."""
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "src/rorqual/__init__.py"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "src/rorqual/__init__.py", NATIVE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     project = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")

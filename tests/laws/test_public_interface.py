@@ -69,7 +69,9 @@ def test_type_checkers_accept_the_readmes_snippet(tmp_path: Path, monkeypatch: p
     code = f"from pathlib import Path\nfrom rorqual import compare\n{snippet}{compared}sft(size='tinny')\n"
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
     # Reading torch's own types would take most of the time.
-    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*,matplotlib.*,numpy.*]\nfollow_imports = skip\n", encoding="utf-8")
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\n[mypy-torch.*,matplotlib.*,numpy.*]\nfollow_imports = skip\n", encoding="utf-8"
+    )
     words = ["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path}", "--ignore-missing-imports"]
     words += [f"--config-file={tmp_path / 'mypy.ini'}"]
     shown, _, failed = mypy_api.run([*words, str(tmp_path / "snippet.py")])

@@ -13,6 +13,7 @@ import torch
 from rorqual import __version__
 from rorqual.cli.inspecting import memory_text
 from rorqual.cli.machine import available_cores, load_average, processor_name_and_flags, total_and_free_memory
+from rorqual.engine.native.library import instruction_set
 from rorqual.ops.backends import REFERENCE, TORCH
 
 VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
@@ -43,6 +44,7 @@ def machine_facts(device: str, dtype: str) -> list[tuple[str, str]]:
         ),
         ("accelerator", accelerator()),
         ("backends", f"{TORCH.name}, {REFERENCE.name} (the reference that tests compare with)"),
+        ("native kernels", instruction_set() or "none: backend=native does not run"),
         ("matrix products", f"{measure_matmul_speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
         *versions(),
     ]
@@ -97,6 +99,10 @@ def setup_advice() -> list[str]:
     if flags and not flags & BF16_FLAGS:
         suggestions.append(
             "The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here."
+        )
+    if instruction_set() is None and platform.machine() in ("x86_64", "AMD64"):
+        suggestions.append(
+            "There are no native kernels: install a C compiler or ziglang, then run python -m rorqual.engine.native.build."
         )
     if 0 < free < 4 * 1024**3:
         suggestions.append(f"Only {memory_text(free)} of memory is free; the quickstart may need 4 GiB.")

@@ -72,7 +72,7 @@ class EvalSettings(ProblemSettings):
     model: str = Field("", description="for a server: name of its model", exclude=True)
     seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
     concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time", exclude=True)
-    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
+    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
 
     def evaluate_arguments(self) -> dict[str, Any]:
         """Return the arguments for `evals.evaluating.evaluate` that select the problems and set the sampling parameters."""

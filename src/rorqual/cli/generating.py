@@ -69,7 +69,7 @@ class GenerateSettings(DeviceSettings):
     model: str = Field("", description="for a server: name of its model")
     concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
     seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
-    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
+    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
 
 
 def read_generate_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:

@@ -72,7 +72,7 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
             raise ConfigError("only a server of one run tunes models", where="key 'tune'", remedy="Serve one run.")
         if chosen.backend not in ("torch", "torch-invariant"):
             raise ConfigError(
-                "tuned models need a backend of this package", where="key 'backend'", remedy="Leave it out."
+                f"the backend '{chosen.backend}' runs no tuned models", where="key 'backend'", remedy="Leave it out."
             )
         _serve_with_tuning(engine, chosen)
         return

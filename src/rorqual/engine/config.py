@@ -7,6 +7,7 @@ from pathlib import Path
 from rorqual.core.config import Bytes, Config, Count
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.native.native_backend import Native  # noqa: F401  # registers the backend
 from rorqual.model import Decoder
 from rorqual.ops.backends import backend
 
@@ -47,8 +48,9 @@ class EngineConfig(Config):
     After repacking, the engine ignores changes of the original weights, so no other code may change the weights.
     """
     backend: str = "torch-invariant"
-    """Backend that runs the model. The backend `torch` is faster than the backend `torch-invariant`. With `torch`, the
-    completion of a request depends on which other requests are in the batch (docs/explanation/engine.md)."""
+    """Backend that runs the model. The backend `native` is the fastest for the models that it supports. The backend `torch` is faster
+    than the backend `torch-invariant`. With `torch`, the completion of a request depends on which other requests are in the batch
+    (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate the engine settings for a model and its tokenizer.

@@ -246,11 +246,15 @@ def distribution(logits: Tensor, settings: SamplingSettings) -> Tensor:
     for rows in _row_slices(logits):
         block = logits[rows].float()
         logprobs[rows] = (block / settings.temperature[rows] if settings.scaled else block).log_softmax(-1)
-    if cut is not None:
-        for block_cut in _row_slices(logprobs[: len(cut.rows)]):
-            index = cut.rows[block_cut]
-            columns = (column[block_cut] for column in (cut.top_p, cut.top_k, cut.log_min_p, cut.min_p_first))
-            logprobs[index] = truncate(logprobs[index], *columns)
+    return logprobs if cut is None else truncate_rows(logprobs, cut)
+
+
+def truncate_rows(logprobs: Tensor, cut: Truncation) -> Tensor:
+    """Apply `truncate` to the rows `cut.rows` of log-probabilities [rows, vocab], in place."""
+    for block_cut in _row_slices(logprobs[: len(cut.rows)]):
+        index = cut.rows[block_cut]
+        columns = (column[block_cut] for column in (cut.top_p, cut.top_k, cut.log_min_p, cut.min_p_first))
+        logprobs[index] = truncate(logprobs[index], *columns)
     return logprobs
 
 
@@ -290,16 +294,21 @@ class SamplerOutput:
 
 def sample(logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
     """Sample one token per row of logits [rows, vocab or more]. `sample` may modify the logits in place."""
-    settings = metadata.settings
-    if settings.penalties is not None:
-        logits = settings.penalties.apply(logits, metadata.seen)
+    logits = adjust_logits(logits, metadata)
+    logprobs = distribution(logits, metadata.settings)
+    return SamplerOutput(*sample_from(logprobs, logits, metadata.settings, metadata.uniform), logprobs)
+
+
+def adjust_logits(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+    """Apply penalties, logit biases and the masks of allowed tokens to logits [rows, vocab or more], in place or as a new tensor."""
+    if metadata.settings.penalties is not None:
+        logits = metadata.settings.penalties.apply(logits, metadata.seen)
     if metadata.allowed is not None:
         rows, allowed = (torch.from_numpy(array).to(logits.device) for array in metadata.allowed)
         masked = logits.index_select(0, rows)
         masked[:, : allowed.shape[1]].masked_fill_(~allowed, -torch.inf)
         logits.index_copy_(0, rows, masked)
-    logprobs = distribution(logits, settings)
-    return SamplerOutput(*sample_from(logprobs, logits, settings, metadata.uniform), logprobs)
+    return logits
 
 
 def sample_from(

@@ -22,7 +22,7 @@ class ServeSettings(ServerOptions, DeviceSettings):
     cache_dir: str = Field("", description="folder of the prefix cache on disk, which survives restarts")
     cache_bytes: Bytes = Field(0, description="bytes of the KV cache in memory; 0: 1 GiB")
     disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1, description="maximum bytes of the prefix cache on disk")
-    backend: str = Field("torch-invariant", description="torch-invariant, torch or ./mine.py:Class")
+    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
     step_tokens: int = Field(
         256,
         ge=32,

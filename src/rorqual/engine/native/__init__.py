@@ -1,0 +1,1 @@
+"""The `native` backend: an engine step in C."""

@@ -1,0 +1,87 @@
+/* Threads that share the parts of one operation. They spin for a short time, because the next operation follows within
+   microseconds, and then sleep. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#include "step.h"
+
+enum { MOST_THREADS = 256, SPINS = 20000 };
+
+static struct {
+  pthread_mutex_t in_use; /* held by the thread whose work is shared */
+  pthread_mutex_t sleep;
+  pthread_cond_t wake;
+  void (*work)(void *, int64_t, int64_t);
+  void *arg;
+  int64_t parts;
+  int64_t started; /* threads, without the caller's */
+  pid_t process;   /* that started them; a fork has none */
+  int64_t seen[MOST_THREADS]; /* the round before each thread's first one */
+  _Atomic int64_t round;
+  _Atomic int64_t running;
+} pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+static void *serve(void *arg) {
+  const int64_t part = (int64_t)arg;
+  for (int64_t seen = pool.seen[part];;) {
+    for (int spins = 0; atomic_load(&pool.round) == seen && spins < SPINS; spins++) pause_briefly();
+    if (atomic_load(&pool.round) == seen) {
+      pthread_mutex_lock(&pool.sleep);
+      while (atomic_load(&pool.round) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+      pthread_mutex_unlock(&pool.sleep);
+    }
+    seen = atomic_load(&pool.round);
+    if (part < pool.parts) {
+      pool.work(pool.arg, part, pool.parts);
+      atomic_fetch_sub(&pool.running, 1);
+    }
+  }
+  return NULL;
+}
+
+/* Start the threads of parts 1 to `parts` - 1, and return whether they run. */
+static int start(int64_t parts) {
+  if (pool.process != getpid()) {
+    pool.process = getpid(), pool.started = 0;
+    pthread_mutex_init(&pool.sleep, NULL); /* a thread that the fork lacks may hold it */
+    pthread_cond_init(&pool.wake, NULL);
+  }
+  for (; pool.started < parts - 1; pool.started++) {
+    pthread_t thread;
+    pool.seen[pool.started + 1] = atomic_load(&pool.round);
+    if (pthread_create(&thread, NULL, serve, (void *)(pool.started + 1))) return 0;
+    pthread_detach(thread);
+  }
+  return 1;
+}
+
+void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts) {
+  /* Another engine's step may hold the pool. The parts then run one after the other, with the same results. */
+  if (parts <= 1 || parts > MOST_THREADS || pthread_mutex_trylock(&pool.in_use)) {
+    for (int64_t part = 0; part < parts; part++) work(arg, part, parts);
+    return;
+  }
+  if (!start(parts)) {
+    for (int64_t part = 0; part < parts; part++) work(arg, part, parts);
+  } else {
+    pool.work = work, pool.arg = arg, pool.parts = parts;
+    atomic_store(&pool.running, parts - 1);
+    pthread_mutex_lock(&pool.sleep);
+    atomic_fetch_add(&pool.round, 1);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.sleep);
+    work(arg, 0, parts);
+    for (int spins = 0; atomic_load(&pool.running) > 0; spins++) spins < SPINS ? pause_briefly() : (void)sched_yield();
+  }
+  pthread_mutex_unlock(&pool.in_use);
+}

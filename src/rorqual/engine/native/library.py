@@ -1,0 +1,128 @@
+"""The compiled kernels of `csrc/`, called through ctypes. The structs are those of `csrc/step.h`, in the same order."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_void_p
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError
+from rorqual.engine.native.build import library_file
+
+PANEL = 64
+"""Number of outputs of a linear map that are stored together."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+VARIANTS = ("avx512", "avx2")
+"""Instruction sets with compiled kernels, fastest first."""
+FORCED = "RORQUAL_NATIVE"
+"""Environment variable that names the instruction set to use."""
+FILE = library_file()
+
+
+class LinearTable(Structure):
+    _fields_ = [("panels", c_void_p), ("bias", c_void_p), ("in_", c_int64), ("out", c_int64), ("type", c_int64)]
+
+
+class RopeTable(Structure):
+    _fields_ = [("cos", c_void_p), ("sin", c_void_p), ("dim", c_int64)]
+
+
+class AttentionTable(Structure):
+    _fields_ = [
+        ("kind", c_int64), ("heads", c_int64), ("kv_heads", c_int64), ("width", c_int64),
+        ("input", LinearTable), ("output", LinearTable), ("q_norm", c_void_p), ("k_norm", c_void_p), ("rope", RopeTable),
+        ("q_rank", c_int64), ("kv_rank", c_int64), ("value_width", c_int64),
+        ("q_up", LinearTable), ("absorb", POINTER(LinearTable)), ("expand", POINTER(LinearTable)), ("scale", c_float), ("eps", c_float),
+    ]  # fmt: skip
+
+
+class DenseTable(Structure):
+    _fields_ = [("gate_up", LinearTable), ("down", LinearTable), ("width", c_int64)]
+
+
+class FeedforwardTable(Structure):
+    _fields_ = [
+        ("shared", DenseTable), ("experts", POINTER(DenseTable)), ("router", LinearTable), ("bias", c_void_p), ("n_experts", c_int64),
+        ("per_token", c_int64), ("groups", c_int64), ("groups_per_token", c_int64), ("score", c_int64),
+        ("best_of_group", c_int64), ("normalized", c_int64), ("scale", c_float),
+    ]  # fmt: skip
+
+
+class LayerTable(Structure):
+    _fields_ = [
+        ("attention_norm", c_void_p),
+        ("ffn_norm", c_void_p),
+        ("attention", AttentionTable),
+        ("ffn", FeedforwardTable),
+    ]
+
+
+class ModelTable(Structure):
+    _fields_ = [
+        ("layers", POINTER(LayerTable)), ("n_layers", c_int64), ("hidden", c_int64), ("vocab", c_int64), ("routers", c_int64),
+        ("per_token", c_int64), ("embedding", c_void_p), ("embedding_type", c_int64), ("norm", c_void_p), ("head", LinearTable),
+        ("eps", c_float),
+    ]  # fmt: skip
+
+
+class StepTable(Structure):
+    _fields_ = [
+        ("tokens", c_int64), ("sequences", c_int64), ("sampled", c_int64), ("blocks_per_sequence", c_int64),
+        ("pool_type", c_int64), ("ids", c_void_p), ("positions", c_void_p), ("slots", c_void_p), ("embeddings", c_void_p),
+        ("first_tokens", c_void_p), ("block_table", c_void_p), ("pools", c_void_p), ("last", c_void_p),
+        ("hidden", c_void_p), ("experts", c_void_p), ("logits", c_void_p), ("logits_stride", c_int64),
+    ]  # fmt: skip
+
+
+ARGUMENTS: dict[str, list[Any]] = {
+    "run_step": [POINTER(ModelTable), POINTER(StepTable), c_int64],
+    "apply_linear": [POINTER(LinearTable), c_void_p, c_int64, c_void_p, c_int64],
+    "log_softmax": [c_void_p, c_int64, c_int64, c_int64, c_void_p],
+    "draw": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p],
+}
+
+
+@lru_cache
+def instruction_set() -> str | None:
+    """Return the fastest instruction set of this processor with kernels, or None. The variable RORQUAL_NATIVE forces one."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    best = {"AVX512": 0, "AVX2": 1}.get(capability)
+    if not FILE.is_file() or best is None:
+        return None
+    usable = VARIANTS[best:]
+    forced = os.environ.get(FORCED, usable[0])
+    if forced not in usable:
+        raise ConfigError(
+            f"this processor has no kernels for '{forced}'", where=FORCED, remedy=f"Use one of: {', '.join(usable)}."
+        )
+    return forced
+
+
+@lru_cache
+def kernel(name: str) -> Callable[..., Any]:
+    """Return a C function of the chosen instruction set."""
+    function = getattr(ctypes.CDLL(str(FILE)), f"{name}_{instruction_set()}")
+    function.restype, function.argtypes = c_int, ARGUMENTS[name]
+    return function
+
+
+def pad_to_panels(columns: int) -> int:
+    return -(-columns // PANEL) * PANEL
+
+
+def to_panels(weight: Tensor) -> Tensor:
+    """Return a weight [out, in] as panels [ceil(out / 64), in, 64]. Missing outputs are zeros."""
+    out, width = weight.shape
+    filled = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -out % PANEL))
+    return filled.view(-1, PANEL, width).transpose(1, 2).contiguous()
+
+
+def from_panels(panels: Tensor, out: int) -> Tensor:
+    """Return the weight [out, in] of panels."""
+    return panels.transpose(1, 2).flatten(0, 1)[:out].contiguous()

@@ -1,0 +1,100 @@
+"""The `native` backend: linear maps and whole engine steps in C, with one order of every sum.
+
+An output depends on its inputs alone, not on other rows, threads or the instruction set (`csrc/vector.h`, `csrc/linear.h`). So the
+backend is batch-invariant by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rorqual.engine.native.library import PANEL, TYPES, instruction_set, kernel
+from rorqual.engine.native.native_step import NativeStep, unsupported_part
+from rorqual.engine.native.panels import PanelLinear
+from rorqual.model.decoder import Decoder
+from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
+from rorqual.ops.backends.reference import Backend, FittedBackend, Matrices
+from rorqual.ops.backends.step import StepFunction
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
+
+
+class NativePlan(AttentionPlan):
+    """A plan whose query tiles are built only if an operation of `PagedAttention` reads them. The kernels read `metadata` alone."""
+
+    def __init__(self, metadata: AttentionMetadata, build: Callable[[], AttentionPlan]) -> None:
+        self.__dict__ |= {"metadata": metadata, "_build": build}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__dict__ |= vars(self._build()) | self.__dict__
+        return self.__dict__[name]
+
+
+class NativeAttention(PagedAttention):
+    def plan(
+        self, metadata: AttentionMetadata, device: torch.device, last: AttentionPlan | None = None
+    ) -> AttentionPlan:
+        return NativePlan(metadata, partial(super().plan, metadata, device))
+
+
+class Native(Backend):
+    """The `native` backend, for inference on x86 processors with AVX2 or AVX-512."""
+
+    name = "native"
+    invariant = True
+    in_blocks = True
+    lanes = PANEL
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    @property
+    def attention(self) -> PagedAttention:
+        return NativeAttention(self.rows)
+
+    def supports(
+        self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
+    ) -> str | None:
+        if training:
+            return "it computes no gradients"
+        if device.type != "cpu" or instruction_set() is None:
+            return "it has no kernels for this machine"
+        if dtype not in TYPES:
+            return f"it has no kernels for {dtype}"
+        return None if model is None else unsupported_part(model)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return PanelLinear(weight, bias)(x)
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
+        return PanelLinear(weight, bias)
+
+    def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
+        made = [[PanelLinear(weight, None) for weight in weights] for weights in (gate_up, down)]
+        return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
+
+    def sample(self, logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
+        settings = metadata.settings
+        logits, rows = adjust_logits(logits, metadata).contiguous(), len(logits)
+        vocab, temperature = logits.shape[1], settings.temperature.flatten()
+        kernel("log_softmax")(logits.data_ptr(), rows, vocab, vocab, temperature.data_ptr())
+        if settings.cut is not None:
+            logits = truncate_rows(logits, settings.cut)
+        ids, greedy = torch.empty(rows, dtype=torch.int64), settings.greedy.flatten().contiguous()
+        uniform = np.ascontiguousarray(metadata.uniform)
+        kernel("draw")(logits.data_ptr(), rows, vocab, vocab, greedy.data_ptr(), uniform.ctypes.data, ids.data_ptr())
+        return SamplerOutput(ids, logits.gather(1, ids.unsqueeze(1)).squeeze(1), logits)
+
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
+        return FittedBackend(Native(threads), True, threads)
+
+    def compile(self, model: nn.Module) -> StepFunction | None:
+        assert isinstance(model, Decoder)
+        return NativeStep(model, self.threads)

@@ -1,0 +1,279 @@
+"""The native backend: its kernels against plain float64, its steps against the reference, and the same bits in every batch, on any number
+of threads and on every instruction set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from ctypes import byref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scaled import finish, ids_and_logprobs
+from schedules import make_pool
+from test_same_bits import run_all
+from trained import CONTEXT, TYPES, in_type
+
+from rorqual.core.errors import ConfigError
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.native import build, library
+from rorqual.engine.native.library import FORCED, VARIANTS, instruction_set, kernel
+from rorqual.engine.native.native_backend import Native
+from rorqual.engine.native.panels import PanelLinear
+from rorqual.model import Decoder
+from rorqual.ops.backends import REFERENCE
+from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, sample
+
+Force = Callable[[str], None]
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
+    """Use the kernels of another instruction set."""
+
+    def use(name: str) -> None:
+        monkeypatch.setenv(FORCED, name)
+        instruction_set.cache_clear()
+        kernel.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    instruction_set.cache_clear()
+    kernel.cache_clear()
+
+
+def usable() -> tuple[str, ...]:
+    best = instruction_set()
+    assert best is not None, (
+        "the kernels are not compiled, although tests need a compiler: python -m rorqual.engine.native.build"
+    )
+    return VARIANTS[VARIANTS.index(best) :]
+
+
+# ---- linear maps
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 200), st.integers(1, 200), st.sampled_from([*TYPES.values()]), st.booleans(), st.integers()
+)  # fmt: skip
+def test_a_linear_map_is_a_chain_of_fused_additions(
+    rows: int, width: int, out: int, dtype: torch.dtype, biased: bool, seed: int
+) -> None:
+    """Within the rounding of such a chain, and each row for itself."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    x, weight = (torch.randn(n, width, generator=generator) for n in (rows, out))
+    bias = torch.randn(out, generator=generator) if biased else None
+    weight = weight.to(dtype)
+    made = PanelLinear(weight, bias)
+    found, exact = made(x), x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    bound = (width + 2) * 2**-24 * (x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.abs()))
+    assert ((found - exact).abs() <= bound + 1e-30).all()
+    assert torch.equal(made.weight, weight)
+    for row in range(rows):
+        assert torch.equal(made(x[row : row + 1]), found[row : row + 1])
+
+
+def test_a_wrong_order_of_the_sum_would_be_seen() -> None:
+    """1 is lost beside 1e8 in the order of the inputs, and not in the other."""
+    weight = torch.zeros(70, 40)
+    weight[:, 0], weight[:, 1], weight[:, 39] = 1e8, 1.0, -1e8
+    assert (PanelLinear(weight, None)(torch.ones(3, 40)) == 0).all()
+
+
+# ---- whole steps
+
+
+def engine(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **options: Any) -> Engine:
+    return Engine.of(model, tokenizer, chat, **{"backend": "native", "engine_cores": 1} | options)
+
+
+def prompts(n: int = 5) -> list[Request]:
+    """Prompts of one token to 300, with greedy and drawn replies."""
+    rng = random.Random(1)
+    lengths = [1, 64, 130, 300, 17][:n]
+    how = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}, {"temperature": 0.7, "top_p": 0.8, "seed": 5})
+    return [
+        Request(
+            prompt_ids=tuple(rng.randrange(40, 120) for _ in range(length)),
+            params=SamplingParams(max_tokens=40, ignore_eos=True, prompt_logprobs=1, **how[number % 3]),
+        )
+        for number, length in enumerate(lengths)
+    ]
+
+
+def bits(engine: Engine, requests: list[Request]) -> list[Any]:
+    return [
+        (one.token_ids, one.logprobs, None if one.experts is None else one.experts.tolist(), one.prompt_logprobs)
+        for samples in engine.generate(requests)
+        for one in samples
+    ]
+
+
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_step_is_the_references(
+    kind: str, dtype: str, pack: bool, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """Each log-probability, also of the prompt, is that of a whole forward pass of the reference over the same tokens, in float32. In bf16 only
+    the cached keys and values are rounded: torch's bf16 is off by 0.02 on the mean."""
+    model = in_type(models[kind], dtype)
+    wide = in_type(model, "fp32")
+    wide.ops = REFERENCE
+    requests = prompts()
+    made = engine(model, tokenizer, chat, pack=pack, record_experts=True).generate(requests)
+    for request, (completion,) in zip(requests, made, strict=True):
+        assert request.prompt_ids is not None
+        ids = [*request.prompt_ids, *completion.token_ids]
+        assert len(completion.token_ids) == 40 and len(ids) <= CONTEXT
+        with torch.no_grad():
+            output = wide(torch.tensor([ids]))
+            exact = wide.logits(output.hidden)[0].log_softmax(-1)
+        given = len(request.prompt_ids)
+        found = torch.tensor(list((completion.prompt_logprobs or [])[1:])) if given > 1 else torch.zeros(0)
+        expected = exact[torch.arange(given - 1), torch.tensor(ids[1:given], dtype=torch.int64)]
+        errors = [found - expected]
+        if request.params.temperature in (0.0, 1.0):
+            drawn = exact[torch.arange(given - 1, len(ids) - 1), torch.tensor(ids[given:])]
+            errors.append(torch.tensor(completion.logprobs) - drawn)
+        error = torch.cat(errors).abs()
+        assert error.max() < 2e-4 if dtype == "fp32" else error.mean() < 0.01
+        if request.params.temperature == 0 and dtype == "fp32":
+            assert (torch.tensor(completion.logprobs) >= exact[given - 1 : -1].max(-1).values - 4e-4).all()
+        if output.routing and dtype == "fp32":
+            chosen = torch.stack([one.indices for one in output.routing], dim=1).sort(-1).values[: len(ids) - 1]
+            assert completion.experts is not None
+            assert torch.equal(completion.experts.long().sort(-1).values, chosen)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_random_schedules_change_no_bit(kind: str, dtype: str, models: dict[str, Decoder], tmp_path: Path) -> None:
+    run_all(make_pool(in_type(models[kind], dtype), seed=1, backend="native"), range(1), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_threads_and_instruction_sets_change_no_bit(
+    kind: str, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, force: Force
+) -> None:
+    found = []
+    before = torch.get_num_threads()
+    for name in usable():
+        force(name)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(bits(engine(models[kind], tokenizer, chat, pack=False), prompts()))
+    torch.set_num_threads(before)
+    assert len(found) >= 3 and all(one == found[0] for one in found)
+
+
+def test_changed_weights_are_read(models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """As a trainer changes them, in place."""
+    model = in_type(models["mla"], "fp32")
+    trainers = engine(model, tokenizer, chat, pack=False)
+    before = bits(trainers, prompts(2))
+    for parameter in (
+        model.layers[1].attention.kv_b_proj.weight,
+        model.layers[2].ffn.experts.down_proj,
+        model.norm.weight,
+    ):
+        with torch.no_grad():
+            parameter.mul_(1.5)
+        changed = bits(trainers, prompts(2))
+        assert changed != before
+        assert changed == bits(engine(model, tokenizer, chat, pack=False), prompts(2))
+        before = changed
+
+
+def test_a_nan_is_its_own_rows_alone(models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model = in_type(models["gqa"], "fp32")
+    with torch.no_grad():
+        model.embed_tokens.weight[200] = torch.nan
+    good, bad = prompts(2)[0], Request(prompt_ids=(45, 200, 46), params=SamplingParams(max_tokens=5))
+    good = replace(good, params=replace(good.params, prompt_logprobs=0))
+    made = engine(model, tokenizer, chat, pack=False)
+    alone = ids_and_logprobs(made.generate([good])[0][0])
+    first, second = made.submit(good), made.submit(bad)
+    ends = finish(made)
+    assert ids_and_logprobs(ends[first]) == alone and not ends[first].error
+    assert ends[second].error
+
+
+# ---- sampling
+
+
+@given(st.integers(1, 5), st.integers(2, 3000), st.integers())
+def test_a_token_is_drawn_with_its_probability(rows: int, vocab: int, seed: int) -> None:
+    """The token is the one in whose interval of the cumulative probabilities the random number lies, as in the reference; the numbers here
+    do not lie on a bound."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    logits = 4 * torch.randn(rows, vocab, generator=generator)
+    logits[torch.rand(rows, vocab, generator=generator) < 0.2] = -torch.inf
+    logits[:, 0] = 0.0
+    params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.5, 2.0, 1.0)[:rows]]
+    settings = SamplingSettings.of(params, "cpu")
+    probability = (logits.double() / settings.temperature).softmax(-1)
+    cumulative = probability.cumsum(-1)
+    picked = probability.float().multinomial(1, generator=generator).flatten()
+    index = torch.arange(rows)
+    uniform = (cumulative[index, picked] - probability[index, picked] / 2).numpy()
+    metadata = SamplingMetadata(settings, uniform)
+    found, expected = Native().sample(logits.clone(), metadata), sample(logits.clone(), metadata)
+    clear = (probability[index, picked] > 1e-5) | settings.greedy.flatten()
+    assert torch.equal(found.ids[clear], expected.ids[clear])
+    torch.testing.assert_close(found.distribution, expected.distribution, rtol=0, atol=1e-5)
+    assert torch.equal(found.logprobs, found.distribution.gather(1, found.ids.unsqueeze(1)).squeeze(1))
+    assert (found.logprobs > -torch.inf).all()
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("kind", ["dsa", "nsa", "window"])
+def test_a_kind_without_kernels_is_refused_by_name(
+    kind: str, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    name = type(models[kind].layers[0].attention).__name__
+    with pytest.raises(ConfigError, match=f"it has no kernels for {name}"):
+        engine(models[kind], tokenizer, chat)
+
+
+def test_what_the_machine_lacks_is_said(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, force: Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"it has no kernels for torch\.float16"):
+        engine(models["gqa"].half(), tokenizer, chat)
+    models["gqa"].float()
+    force("neon")
+    with pytest.raises(ConfigError, match="no kernels for 'neon'") as refused:
+        engine(models["gqa"], tokenizer, chat)
+    assert refused.value.where == FORCED
+    monkeypatch.setattr(library, "FILE", Path("missing.so"))
+    instruction_set.cache_clear()
+    with pytest.raises(ConfigError, match="it has no kernels for this machine"):
+        engine(models["gqa"], tokenizer, chat)
+
+
+def test_kernels_of_other_sources_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build.library_file().name
+    for source in build.SOURCES.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.library_file().name == before
+    (tmp_path / "linear.h").write_text("/* changed */\n", encoding="utf-8")
+    assert build.library_file().name != before
+
+
+def test_the_structs_have_the_sizes_of_the_kernels() -> None:
+    x, y = torch.ones(1, 3), torch.empty(1, 64)
+    made = PanelLinear(torch.tensor([[1.0, 2.0, 3.0]]), None)
+    kernel("apply_linear")(byref(made.table()), x.data_ptr(), 1, y.data_ptr(), 64)
+    assert float(y[0, 0]) == 6.0 and (y[0, 1:] == 0).all()

@@ -100,11 +100,10 @@ def running(side: Side, threads: int, log: Path) -> Iterator[Side]:
 def sides(model: Model, wanted: Sequence[str], llama: str, vllm: str) -> list[Side]:
     """Return the sides whose names start with one of `wanted`."""
     python, found = sys.executable, []
-    for invariant in (False, True):
+    for backend, called in (("torch", ""), ("torch-invariant", "invariant "), ("native", "native ")):
         for dtype in ("bfloat16", "float32"):
-            words = [python, str(HERE / "rorqual_side.py"), str(model.run), "--dtype", dtype]
-            name = f"rorqual {'invariant ' if invariant else ''}{dtype}"
-            found.append(Side(name, words + ["--invariant"] * invariant, dtype))
+            words = [python, str(HERE / "rorqual_side.py"), str(model.run), "--dtype", dtype, "--backend", backend]
+            found.append(Side(f"rorqual {called}{dtype}", words, dtype))
     for where, name in ((llama, "llama.cpp AVX-512"), ("xllamacpp", "llama.cpp AVX2")):
         for dtype in ("float16", "bfloat16"):
             words = [python, str(HERE / "llama_side.py"), str(model.gguf[dtype]), "--libraries", where]

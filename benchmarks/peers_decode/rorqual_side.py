@@ -1,6 +1,6 @@
 """Run our engine with submit and step.
 
-python rorqual_side.py RUN --dtype bfloat16 --threads 1 [--invariant]
+python rorqual_side.py RUN --dtype bfloat16 --threads 1 [--backend native]
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rorqual.engine import Engine, Request, SamplingParams
 class Ours:
     """Our engine. Older versions may lack batch invariance and the prefix cache, so the constructor's parameters are checked."""
 
-    def __init__(self, run: Path, dtype: str, threads: int, invariant: bool) -> None:
+    def __init__(self, run: Path, dtype: str, threads: int, backend: str) -> None:
         known = {
             *inspect.signature(Engine).parameters,
             *getattr(rorqual.engine, "EngineConfig", Engine).__annotations__,
         }
         given: dict[str, Any] = {"dtype": dtype, "threads": threads, "record_experts": False, "slots": 32}
         if "backend" in known:
-            given["backend"] = "torch-invariant" if invariant else "torch"
+            given["backend"] = backend
         elif "invariant" in known:
-            given["invariant"] = invariant
-        elif invariant:
+            given["invariant"] = backend == "torch-invariant"
+        elif backend != "torch":
             raise SystemExit("this version of the engine has no option invariant=")
         self.cached = "cache_bytes" in known
         self.engine = Engine(run, **given)
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--invariant", action="store_true")
+    parser.add_argument("--backend", default="torch")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    side = Ours(a.run, a.dtype, a.threads, a.invariant)
+    side = Ours(a.run, a.dtype, a.threads, a.backend)
     info = {"engine": "rorqual", "system": f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"}
     answer(info | {"vocab": side.vocab, "prefix cache": side.cached}, side.measure)
 

@@ -57,11 +57,19 @@ def apply(mutant: Mutant, tree: Path) -> None:
         if text.count(change.old) != 1:
             raise LookupError(f"{change.file}: found {text.count(change.old)} times: {change.old!r:.80}")
         write(file, text.replace(change.old, change.new).encode())
+    build_kernels(mutant, tree)
 
 
 def restore(mutant: Mutant, tree: Path) -> None:
     for change in mutant.changes:
         write(tree / change.file, (ROOT / change.file).read_bytes())
+    build_kernels(mutant, tree)
+
+
+def build_kernels(mutant: Mutant, tree: Path) -> None:
+    """Compile the kernels of the copy again, if the mutant changes them."""
+    if any("/csrc/" in change.file for change in mutant.changes):
+        subprocess.run([sys.executable, str(tree / "src/rorqual/engine/native/build.py")], check=True)
 
 
 def write(file: Path, source: bytes) -> None:

@@ -107,7 +107,8 @@ def test_the_example_of_each_verb_works(workshop: Path, tmp_path: Path) -> None:
         for verb in VERBS[1:]:
             command = example(verb)
             assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
-            assert shell(in_small(command), workshop, programs).stdout
+            if verb != "lab":  # a page runs the same experiment
+                assert shell(in_small(command), workshop, programs).stdout
 
 
 def test_the_blocks_of_the_pages_work_in_their_order(workshop: Path, tmp_path: Path) -> None:

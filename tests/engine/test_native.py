@@ -12,23 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaled import finish, ids_and_logprobs
 from schedules import make_pool
 from test_same_bits import run_all
-from trained import CONTEXT, TYPES, in_type
+from trained import CONTEXT, TYPES, in_type, untrained
 
 from rorqual.core.errors import ConfigError
-from rorqual.data.chat import ChatFormat
+from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.native import build, library
 from rorqual.engine.native.library import FORCED, VARIANTS, instruction_set, kernel
 from rorqual.engine.native.native_backend import Native
 from rorqual.engine.native.panels import PanelLinear
-from rorqual.model import Decoder
+from rorqual.model import Decoder, ModelConfig, Stage
+from rorqual.model import build as model_builder
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.ops.backends import REFERENCE
+from rorqual.ops.rope import Rope, Yarn
 from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, sample
 
 Force = Callable[[str], None]
@@ -153,6 +158,99 @@ def test_a_step_is_the_references(
             assert torch.equal(completion.experts.long().sort(-1).values, chosen)
 
 
+YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=0.9))
+ROPES = st.sampled_from([Rope(), Rope(theta=300.0), YARN])
+
+
+@st.composite
+def grouped_attention(draw: st.DrawFn) -> GQAConfig:
+    kv_heads, repeat = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    flags = {name: draw(st.booleans()) for name in ("qk_norm", "attention_bias", "output_bias")}
+    head_dim = 2 * draw(st.integers(1, 20))
+    return GQAConfig(
+        num_attention_heads=kv_heads * repeat, num_key_value_heads=kv_heads, head_dim=head_dim, rope=draw(ROPES), **flags
+    )  # fmt: skip
+
+
+@st.composite
+def latent_attention(draw: st.DrawFn) -> MLAConfig:
+    widths = {name: draw(st.integers(1, 40)) for name in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")}
+    return MLAConfig(
+        num_attention_heads=draw(st.integers(1, 4)), q_lora_rank=draw(st.sampled_from([0, 7, 70])),
+        qk_rope_head_dim=2 * draw(st.integers(1, 12)), rope=draw(ROPES), **widths,
+    )  # fmt: skip
+
+
+@st.composite
+def mixture(draw: st.DrawFn) -> MoEConfig:
+    groups, size = draw(st.sampled_from([1, 2, 4])), draw(st.integers(2, 4))
+    kept = draw(st.integers(1, groups))
+    router = GroupedTopKConfig(
+        n_routed_experts=groups * size, num_experts_per_tok=draw(st.integers(1, min(5, kept * size))), n_group=groups,
+        topk_group=kept, scoring_func=draw(st.sampled_from(["sigmoid", "softmax"])), norm_topk_prob=draw(st.booleans()),
+        routed_scaling_factor=draw(st.sampled_from([1.0, 2.5])), group_score=draw(st.sampled_from(["top2", "max"])),
+        score_bias=draw(st.booleans()),
+    )  # fmt: skip
+    return MoEConfig(
+        router=router, moe_intermediate_size=draw(st.integers(1, 70)), n_shared_experts=draw(st.integers(0, 2))
+    )
+
+
+@st.composite
+def models_with_kernels(draw: st.DrawFn) -> Decoder:
+    """Any model with kernels, with random weights large enough that every part matters."""
+    attention = draw(st.one_of(grouped_attention(), latent_attention()))
+    dense = DenseConfig(intermediate_size=draw(st.integers(1, 150)))
+    router = draw(mixture())
+    config = ModelConfig(
+        vocab_size=264, hidden_size=draw(st.integers(2, 100)), tie_word_embeddings=draw(st.booleans()),
+        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-2])), max_position_embeddings=CONTEXT,
+        stages=(Stage(layers=1, attention=attention, ffn=dense), Stage(layers=1, attention=attention, ffn=router)),
+    )  # fmt: skip
+    model = model_builder(config, seed=0)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    with torch.no_grad():
+        for tensor in model.parameters():
+            random = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(1 + 0.3 * random if tensor.ndim == 1 else 1.5 * random / tensor.shape[-1] ** 0.5)
+        for tensor in model.buffers():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+@settings(max_examples=40)
+@given(models_with_kernels(), st.booleans())
+def test_a_step_of_any_model_is_the_references(model: Decoder, pack: bool) -> None:
+    """Up to the first token for which two experts are as good as each other."""
+    tokenizer = Tokenizer.byte_level()
+    requests = [
+        Request(prompt_ids=tuple((37 * i + 11 * n) % 256 for i in range(n)), params=SamplingParams(max_tokens=1, prompt_logprobs=1))
+        for n in (90, 3)
+    ]  # fmt: skip
+    made = engine(model, tokenizer, chat_format(tokenizer), pack=pack, record_experts=True).generate(requests)
+    model.ops = REFERENCE
+    for request, (completion,) in zip(requests, made, strict=True):
+        assert (
+            request.prompt_ids is not None and completion.experts is not None and completion.prompt_logprobs is not None
+        )
+        ids = torch.tensor(request.prompt_ids)
+        with torch.no_grad():
+            output = model(ids.unsqueeze(0))
+            exact = model.logits(output.hidden)[0].log_softmax(-1)
+        [routing] = output.routing
+        same = (completion.experts[:, 0].long().sort(-1).values == routing.indices.sort(-1).values).all(-1)
+        reach = len(ids) if same.all() else int(same.int().argmin())
+        if reach < len(ids):
+            biased = routing.scores + (
+                0 if (bias := model.layers[1].ffn.router.e_score_correction_bias) is None else bias
+            )
+            gaps = (biased[reach, :, None] - biased[reach]).abs() + torch.eye(biased.shape[1])
+            assert gaps.min() < 1e-4, "experts that are not as good as each other"
+        found, expected = torch.tensor(completion.prompt_logprobs[1:]), exact[:-1].gather(1, ids[1:, None])[:, 0]
+        scale = float(exact.abs().max())
+        torch.testing.assert_close(found[: max(0, reach - 1)], expected[: max(0, reach - 1)], rtol=0, atol=1e-4 * scale)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["mla", "gqa"])
@@ -164,15 +262,15 @@ def test_random_schedules_change_no_bit(kind: str, dtype: str, models: dict[str,
 def test_threads_and_instruction_sets_change_no_bit(
     kind: str, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, force: Force
 ) -> None:
-    found = []
+    found, names = [], usable()
     before = torch.get_num_threads()
-    for name in usable():
+    for name in names:
         force(name)
-        for threads in (1, 2, 3):
+        for threads in (1, 3) if name == names[0] else (2,):
             torch.set_num_threads(threads)
-            found.append(bits(engine(models[kind], tokenizer, chat, pack=False), prompts()))
+            found.append(bits(engine(models[kind], tokenizer, chat, pack=False), prompts(3)))
     torch.set_num_threads(before)
-    assert len(found) >= 3 and all(one == found[0] for one in found)
+    assert len(found) >= 2 and all(one == found[0] for one in found)
 
 
 def test_changed_weights_are_read(models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat) -> None:
@@ -219,15 +317,15 @@ def test_a_token_is_drawn_with_its_probability(rows: int, vocab: int, seed: int)
     logits[torch.rand(rows, vocab, generator=generator) < 0.2] = -torch.inf
     logits[:, 0] = 0.0
     params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.5, 2.0, 1.0)[:rows]]
-    settings = SamplingSettings.of(params, "cpu")
-    probability = (logits.double() / settings.temperature).softmax(-1)
+    chosen = SamplingSettings.of(params, "cpu")
+    probability = (logits.double() / chosen.temperature).softmax(-1)
     cumulative = probability.cumsum(-1)
     picked = probability.float().multinomial(1, generator=generator).flatten()
     index = torch.arange(rows)
     uniform = (cumulative[index, picked] - probability[index, picked] / 2).numpy()
-    metadata = SamplingMetadata(settings, uniform)
+    metadata = SamplingMetadata(chosen, uniform)
     found, expected = Native().sample(logits.clone(), metadata), sample(logits.clone(), metadata)
-    clear = (probability[index, picked] > 1e-5) | settings.greedy.flatten()
+    clear = (probability[index, picked] > 1e-5) | chosen.greedy.flatten()
     assert torch.equal(found.ids[clear], expected.ids[clear])
     torch.testing.assert_close(found.distribution, expected.distribution, rtol=0, atol=1e-5)
     assert torch.equal(found.logprobs, found.distribution.gather(1, found.ids.unsqueeze(1)).squeeze(1))
@@ -238,28 +336,27 @@ def test_a_token_is_drawn_with_its_probability(rows: int, vocab: int, seed: int)
 
 
 @pytest.mark.parametrize("kind", ["dsa", "nsa", "window"])
-def test_a_kind_without_kernels_is_refused_by_name(
-    kind: str, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
-) -> None:
-    name = type(models[kind].layers[0].attention).__name__
-    with pytest.raises(ConfigError, match=f"it has no kernels for {name}"):
-        engine(models[kind], tokenizer, chat)
+def test_a_kind_without_kernels_is_refused_by_name(kind: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model = untrained(kind)
+    with pytest.raises(ConfigError, match=f"it has no kernels for {type(model.layers[0].attention).__name__}"):
+        engine(model, tokenizer, chat)
 
 
 def test_what_the_machine_lacks_is_said(
-    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, force: Force, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, chat: ChatFormat, force: Force, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = untrained("gqa")
     with pytest.raises(ConfigError, match=r"it has no kernels for torch\.float16"):
-        engine(models["gqa"].half(), tokenizer, chat)
-    models["gqa"].float()
+        engine(in_type(model, "bf16").half(), tokenizer, chat)
     force("neon")
     with pytest.raises(ConfigError, match="no kernels for 'neon'") as refused:
-        engine(models["gqa"], tokenizer, chat)
+        engine(model, tokenizer, chat)
     assert refused.value.where == FORCED
-    monkeypatch.setattr(library, "FILE", Path("missing.so"))
+    monkeypatch.delenv(FORCED)
+    monkeypatch.setattr(library, "FILE", Path("missing"))
     instruction_set.cache_clear()
     with pytest.raises(ConfigError, match="it has no kernels for this machine"):
-        engine(models["gqa"], tokenizer, chat)
+        engine(model, tokenizer, chat)
 
 
 def test_kernels_of_other_sources_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,40 +46,37 @@ KNOWN = (PreNorm, ResidualBoundary, GQA, MLA, Dense, MoE, GroupedTopK)
 class NativeStep:
     """The `StepFunction` of the native backend.
 
-    Maps that the engine has repacked (`PanelLinear`) are used as they are. Others are copied into panels whenever their weights have
-    changed.
+    Maps that the engine has repacked (`PanelLinear`) are used as they are, and others are copied into panels. The engine compiles a new
+    step whenever weights have changed.
     """
 
     def __init__(self, model: Decoder, threads: int) -> None:
         self._model, self._threads = model, threads
-        self._read = [*model.parameters(), *model.buffers()]
-        self._versions: list[tuple[int, int]] = []
+        self._table: library.ModelTable | None = None
         self._kept: list[Any] = []  # what the table points to
         self._pools: tuple[object, npt.NDArray[np.int64]] | None = None
 
     def __call__(self, step: StepInput) -> StepOutput:
-        versions = [(weight._version, weight.data_ptr()) for weight in self._read]
-        if versions != self._versions:
-            self._table, self._versions = self._build_table(step), versions
+        self._table = table = self._table or self._build_table(step)
         metadata, model = step.cache.plan.metadata, self._model
         pools = self._pool_addresses(step.cache.pools)
         tokens, rows = step.ids.shape[1], len(step.last) if step.sampling is not None else 0
         hidden = torch.empty(tokens, model.config.hidden_size)
         experts = None
-        if self._table.routers and step.record_experts:
-            experts = torch.empty(tokens, self._table.routers, self._table.per_token, dtype=torch.int64)
+        if table.routers and step.record_experts:
+            experts = torch.empty(tokens, table.routers, table.per_token, dtype=torch.int64)
         logits = torch.full((rows, library.pad_to_panels(model.config.vocab_size)), -torch.inf)
         embeds = None if step.embeds is None else step.embeds[0].float().contiguous()
-        table = np.ascontiguousarray(metadata.block_table)
+        blocks = np.ascontiguousarray(metadata.block_table)
         starts, slots = np.ascontiguousarray(metadata.query_start_loc), np.ascontiguousarray(metadata.slot_mapping)
         key = next(iter(step.cache.pools[0].values()))
         call = library.StepTable(
-            tokens, len(metadata.seq_lens), rows, table.shape[1], library.TYPES[key.dtype],
+            tokens, len(metadata.seq_lens), rows, blocks.shape[1], library.TYPES[key.dtype],
             step.ids.data_ptr(), step.positions.data_ptr(), slots.ctypes.data, None if embeds is None else embeds.data_ptr(),
-            starts.ctypes.data, table.ctypes.data, pools.ctypes.data, step.last.data_ptr(),
+            starts.ctypes.data, blocks.ctypes.data, pools.ctypes.data, step.last.data_ptr(),
             hidden.data_ptr(), None if experts is None else experts.data_ptr(), logits.data_ptr(), logits.shape[1],
         )  # fmt: skip
-        if library.kernel("run_step")(byref(self._table), byref(call), self._threads):
+        if library.kernel("run_step")(byref(table), byref(call), self._threads):
             raise RorqualError(
                 "no memory is left for an engine step", remedy="Use fewer slots, or a smaller step_tokens."
             )
@@ -98,7 +95,7 @@ class NativeStep:
     # ---- the table
 
     def _build_table(self, step: StepInput) -> library.ModelTable:
-        model, self._kept = self._model, []
+        model = self._model
         layers = (library.LayerTable * len(model.layers))()
         for index, block in enumerate(model.layers):
             assert isinstance(block, PreNorm)

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from scaled import finish, ids_and_logprobs
 from schedules import make_pool
 from test_same_bits import run_all
+from torch import Tensor, nn
 from trained import CONTEXT, TYPES, in_type, untrained
 
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
@@ -29,6 +30,7 @@ from rorqual.engine.native.native_backend import Native
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model import build as model_builder
+from rorqual.model.adapter import LoRA
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
@@ -57,7 +59,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
 def usable() -> tuple[str, ...]:
     best = instruction_set()
     assert best is not None, (
-        "the kernels are not compiled, although tests need a compiler: python -m rorqual.engine.native.build"
+        "the kernels are not compiled, although tests need a compiler: python src/rorqual/engine/native/build.py"
     )
     return VARIANTS[VARIANTS.index(best) :]
 
@@ -305,6 +307,75 @@ def test_a_nan_is_its_own_rows_alone(models: dict[str, Decoder], tokenizer: Toke
     assert ends[second].error
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_type_changes_nothing(
+    dtype: torch.dtype, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    expected = bits(engine(models["mla"], tokenizer, chat), prompts(2))
+    torch.set_default_dtype(dtype)
+    try:
+        found = bits(engine(models["mla"], tokenizer, chat), prompts(2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+
+
+def test_many_samples_of_a_prompt_of_one_token(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """More rows are sampled in a step than it has tokens."""
+    asked = Request(prompt_ids=(65,), params=SamplingParams(max_tokens=3, n=64, temperature=1.0, seed=1))
+    (samples,) = engine(models["mla"], tokenizer, chat, slots=64).generate([asked])
+    alone = engine(models["mla"], tokenizer, chat, slots=1).generate([asked])[0]
+    assert [ids_and_logprobs(one) for one in samples] == [ids_and_logprobs(one) for one in alone]
+    assert len({*(tuple(one.token_ids) for one in samples)}) > 8
+
+
+def grouped_mixture(**router: Any) -> Decoder:
+    moe = MoEConfig(
+        router=GroupedTopKConfig(n_routed_experts=8, n_group=4, topk_group=2, **router), moe_intermediate_size=24
+    )
+    stage = Stage(layers=2, attention=GQAConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=16), ffn=moe)
+    return model_builder(
+        ModelConfig(vocab_size=264, hidden_size=64, stages=(stage,), max_position_embeddings=64), seed=1
+    ).eval()
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_excluded_experts_are_not_chosen_although_all_groups_have_one(
+    k: int, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """Every group's score is minus infinity then, and no expert is chosen twice."""
+    model = grouped_mixture(num_experts_per_tok=k)
+    for block in model.layers:
+        block.ffn.exclude_experts([1, 3, 5, 7])
+    (completion,) = engine(model, tokenizer, chat, record_experts=True).generate([prompts(1)[0]])[0]
+    assert completion.experts is not None
+    assert all(len({*row}) == k for token in completion.experts.tolist() for row in token)
+
+
+def test_a_nan_among_experts_is_an_error_of_its_row(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model = grouped_mixture(num_experts_per_tok=4)
+    with torch.no_grad():
+        model.embed_tokens.weight[200] = torch.nan
+    with pytest.raises(NumericsError):
+        engine(model, tokenizer, chat).generate(
+            [Request(prompt_ids=(45, 200, 46), params=SamplingParams(max_tokens=5))]
+        )
+
+
+def test_a_packed_mixture_scores_texts(models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """Operation by operation, as the log-probabilities of a prompt are, but for rounding."""
+    made, request = engine(models["mla"], tokenizer, chat), prompts(3)[2]
+    assert request.prompt_ids is not None
+    (completion,) = made.generate([request])[0]
+    with torch.no_grad():
+        model = made.scoring_model
+        logprobs = model.logits(model(torch.tensor([request.prompt_ids])).hidden)[0].log_softmax(-1)
+    found = logprobs[:-1].gather(1, torch.tensor(request.prompt_ids)[1:, None])[:, 0]
+    torch.testing.assert_close(found, torch.tensor((completion.prompt_logprobs or [])[1:]), rtol=0, atol=2e-4)
+
+
 # ---- sampling
 
 
@@ -332,7 +403,42 @@ def test_a_token_is_drawn_with_its_probability(rows: int, vocab: int, seed: int)
     assert (found.logprobs > -torch.inf).all()
 
 
+def test_rounding_draws_no_token_that_is_practically_impossible() -> None:
+    """A random number behind the last sum of a piece gives the piece's likeliest token."""
+    logits = torch.randn(200, 1000, generator=torch.Generator().manual_seed(1))
+    logits[:, -1] = -60.0
+    chosen = SamplingSettings.of([SamplingParams(temperature=1.0)] * 200, "cpu")
+    metadata = SamplingMetadata(chosen, torch.full((200,), 1 - 2e-8, dtype=torch.float64).numpy())
+    assert (Native().sample(logits, metadata).logprobs > -20).all()
+
+
+def test_greedy_is_the_largest_logit_although_log_probabilities_tie() -> None:
+    logits = torch.zeros(1, 50_000)
+    logits[0, 50], logits[0, 100] = 1.5, 1.5 + 2.4e-7
+    metadata = SamplingMetadata(
+        SamplingSettings.of([SamplingParams(temperature=0.0)], "cpu"), torch.zeros(1).double().numpy()
+    )
+    assert Native().sample(logits, metadata).ids.tolist() == [100]
+
+
 # ---- refusals
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_module_of_another_class_is_refused_by_name(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """It may compute something else than the class that it is derived from."""
+    model = untrained("gqa")
+    model.layers[1].attention.o_proj = DoubledLinear(144, 96)
+    with pytest.raises(ConfigError, match="it has no kernels for DoubledLinear"):
+        engine(model, tokenizer, chat)
+    adapted = untrained("gqa")
+    LoRA(r=2).attach(adapted, seed=0)
+    with pytest.raises(ConfigError, match="it has no kernels for LoRA"):
+        engine(adapted, tokenizer, chat)
 
 
 @pytest.mark.parametrize("kind", ["dsa", "nsa", "window"])

@@ -101,9 +101,7 @@ def setup_advice() -> list[str]:
             "The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here."
         )
     if instruction_set() is None and platform.machine() in ("x86_64", "AMD64"):
-        suggestions.append(
-            "There are no native kernels: install a C compiler or ziglang, then run python -m rorqual.engine.native.build."
-        )
+        suggestions.append("There are no native kernels: install a C compiler, then install Rorqual again.")
     if 0 < free < 4 * 1024**3:
         suggestions.append(f"Only {memory_text(free)} of memory is free; the quickstart may need 4 GiB.")
     return suggestions

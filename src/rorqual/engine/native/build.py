@@ -1,4 +1,4 @@
-"""Compile the kernels: `python -m rorqual.engine.native.build`. The build of the package (setup.py) does the same.
+"""Compile the kernels: `python src/rorqual/engine/native/build.py`. The build of the package (setup.py) does the same.
 
 This file imports only the standard library, because the build has nothing else.
 """
@@ -15,7 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = ["-O3", "-std=gnu17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+FLAGS = [
+    "-O3",
+    "-std=gnu17",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-g0",
+]
 """`-ffp-contract=off`: sums are fused where the source says so, and nowhere else."""
 VARIANTS = {
     "avx2": ["-mavx2", "-mfma"],
@@ -26,7 +35,7 @@ VARIANTS = {
 def library_file() -> Path:
     """Return the file of the compiled kernels. Its name has a digest of the sources, so a library of other sources is not found."""
     digest = hashlib.sha256(repr((FLAGS, VARIANTS)).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(source.read_bytes())
     return SOURCES.with_name(f"kernels-{digest.hexdigest()[:12]}.shared")
 

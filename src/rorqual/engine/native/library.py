@@ -84,7 +84,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "run_step": [POINTER(ModelTable), POINTER(StepTable), c_int64],
     "apply_linear": [POINTER(LinearTable), c_void_p, c_int64, c_void_p, c_int64],
     "log_softmax": [c_void_p, c_int64, c_int64, c_int64, c_void_p],
-    "draw": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p],
+    "draw": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p],
 }
 
 

@@ -21,6 +21,7 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
 from rorqual.ops.backends.reference import Backend, FittedBackend, Matrices
 from rorqual.ops.backends.step import StepFunction
+from rorqual.ops.moe import Routing
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
 
 
@@ -80,16 +81,28 @@ class Native(Backend):
         made = [[PanelLinear(weight, None) for weight in weights] for weights in (gate_up, down)]
         return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
 
+    def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+        plain = [
+            maps if isinstance(maps, Tensor) else [one.weight if isinstance(one, PanelLinear) else one for one in maps]
+            for maps in (gate_up, down)
+        ]
+        return super().experts(x, routing, *plain)
+
     def sample(self, logits: Tensor, metadata: SamplingMetadata) -> SamplerOutput:
-        settings = metadata.settings
-        logits, rows = adjust_logits(logits, metadata).contiguous(), len(logits)
-        vocab, temperature = logits.shape[1], settings.temperature.flatten()
+        chosen = metadata.settings
+        logits = adjust_logits(logits, metadata).float().contiguous()
+        rows, vocab = logits.shape
+        best, temperature = (
+            logits.argmax(-1),
+            chosen.temperature.flatten(),
+        )  # log-probabilities may tie where logits do not
         kernel("log_softmax")(logits.data_ptr(), rows, vocab, vocab, temperature.data_ptr())
-        if settings.cut is not None:
-            logits = truncate_rows(logits, settings.cut)
-        ids, greedy = torch.empty(rows, dtype=torch.int64), settings.greedy.flatten().contiguous()
-        uniform = np.ascontiguousarray(metadata.uniform)
-        kernel("draw")(logits.data_ptr(), rows, vocab, vocab, greedy.data_ptr(), uniform.ctypes.data, ids.data_ptr())
+        if chosen.cut is not None:
+            logits = truncate_rows(logits, chosen.cut)
+        ids, uniform = torch.empty_like(best), np.ascontiguousarray(metadata.uniform)
+        if not chosen.all_greedy:
+            kernel("draw")(logits.data_ptr(), rows, vocab, vocab, uniform.ctypes.data, ids.data_ptr())
+        ids = best if chosen.all_greedy else torch.where(chosen.greedy.flatten(), best, ids)
         return SamplerOutput(ids, logits.gather(1, ids.unsqueeze(1)).squeeze(1), logits)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rorqual.core.errors import RorqualError
 from rorqual.engine.native import library
 from rorqual.engine.native.panels import PanelLinear
+from rorqual.model.attention import RMSNorm
 from rorqual.model.attention.gqa import GQA
 from rorqual.model.attention.mla import MLA
 from rorqual.model.block.block_kind import ResidualBoundary
@@ -22,7 +23,7 @@ from rorqual.model.decoder import Decoder
 from rorqual.model.ffn.dense import Dense
 from rorqual.model.ffn.moe import MoE
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK
-from rorqual.ops.backends.reference import Experts, PreparedExperts
+from rorqual.ops.backends.reference import BackendLinear, Experts, PreparedExperts
 from rorqual.ops.backends.step import StepInput, StepOutput
 from rorqual.ops.layer import Layer
 from rorqual.ops.rope import Rope
@@ -31,16 +32,18 @@ from rorqual.ops.rope import Rope
 def unsupported_part(model: nn.Module) -> str | None:
     """Return why the kernels cannot run a model, or None if they can."""
     assert isinstance(model, Decoder)
-    parts = [*model.layers, model.expand, model.collapse]
-    for block in model.layers:
-        if isinstance(block, PreNorm):
-            parts += [block.attention, block.ffn]
-            parts += [block.ffn.router] if isinstance(block.ffn, MoE) else []
-    return next((f"it has no kernels for {type(part).__name__}" for part in parts if type(part) not in KNOWN), None)
+    parts = [part for name, part in model.named_modules() if name.partition(".")[0] != "mtp"]
+    unknown = [type(part).__name__ for part in parts if type(part) not in KNOWN]
+    if any(part.dtype is not None for kind in model.config.attentions for part in kind.cache_spec()):
+        unknown.append("a cache of another type")
+    return f"it has no kernels for {unknown[0]}" if unknown else None
 
 
-KNOWN = (PreNorm, ResidualBoundary, GQA, MLA, Dense, MoE, GroupedTopK)
-"""The kinds of modules with kernels. A subclass may compute something else."""
+KNOWN = (
+    Decoder, nn.ModuleList, nn.Embedding, nn.Linear, BackendLinear, PanelLinear, RMSNorm, PreNorm, ResidualBoundary, GQA, MLA,
+    Dense, MoE, GroupedTopK, Experts, PreparedExperts,
+)  # fmt: skip
+"""The modules that the kernels know. A subclass may compute something else."""
 
 
 class NativeStep:
@@ -61,11 +64,12 @@ class NativeStep:
         metadata, model = step.cache.plan.metadata, self._model
         pools = self._pool_addresses(step.cache.pools)
         tokens, rows = step.ids.shape[1], len(step.last) if step.sampling is not None else 0
-        hidden = torch.empty(tokens, model.config.hidden_size)
+        hidden = torch.empty(tokens, model.config.hidden_size, dtype=torch.float32)
         experts = None
         if table.routers and step.record_experts:
             experts = torch.empty(tokens, table.routers, table.per_token, dtype=torch.int64)
-        logits = torch.full((rows, library.pad_to_panels(model.config.vocab_size)), -torch.inf)
+        columns = library.pad_to_panels(model.config.vocab_size)
+        logits = torch.empty(rows, columns, dtype=torch.float32)
         embeds = None if step.embeds is None else step.embeds[0].float().contiguous()
         blocks = np.ascontiguousarray(metadata.block_table)
         starts, slots = np.ascontiguousarray(metadata.query_start_loc), np.ascontiguousarray(metadata.slot_mapping)
@@ -109,7 +113,7 @@ class NativeStep:
                 self._feedforward(block.ffn),
             )
         routers = [layer.ffn.per_token for layer in layers if layer.ffn.n_experts]
-        embedding = model.embed_tokens.weight.detach()
+        self._kept.append(embedding := model.embed_tokens.weight.detach().contiguous())
         head = self._linear(model.embed_tokens if model.lm_head is None else model.lm_head)
         self._kept.append(layers)
         return library.ModelTable(

@@ -36,6 +36,6 @@ class PanelLinear(LinearMap):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
         rows = x.float().reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty(len(rows), pad_to_panels(self.out))
+        y = torch.empty(len(rows), pad_to_panels(self.out), dtype=torch.float32)
         kernel("apply_linear")(byref(self.table()), rows.data_ptr(), len(rows), y.data_ptr(), y.shape[1])
         return y[:, : self.out].to(x.dtype).view(*x.shape[:-1], self.out)

@@ -62,8 +62,7 @@ class StepOutput:
 class StepFunction(Protocol):
     """A function that runs engine steps of one model.
 
-    A `StepFunction` must read the weights in every engine step, because training changes weights in place. A backend that
-    cannot read the weights in every engine step must refuse the model in `Backend.supports`.
+    The engine compiles a new `StepFunction` before a call if weights have changed in place, as in training.
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...

@@ -90,7 +90,7 @@ INLINE void attend(const float *q, const CachedHead *head, int64_t n, float scal
   for (int64_t row = 0; row < n; row++) {
     const char *key = cached_row(head->keys, head->key_stride, head->blocks, row, head->key_width * size);
     scores[row] = scale * dot_cached(q, key, head->type, head->key_width);
-    if (!(scores[row] <= highest)) highest = scores[row]; /* NaN stays */
+    if (scores[row] > highest) highest = scores[row];
   }
   for (int64_t row = n; row % LANES; row++) scores[row] = -INFINITY;
   v16 sums = v_set(0.0f);

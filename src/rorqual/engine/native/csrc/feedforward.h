@@ -32,20 +32,22 @@ INLINE void affinities(float *logits, int64_t n, int64_t score) {
   for (int64_t i = 0; score == SOFTMAX && i < n; i++) logits[i] /= total;
 }
 
-/* The indices of the `k` largest of n values, best first, and of equal values the first. Taken values become -infinity. */
-INLINE void take_best(float *values, int64_t n, int64_t k, int64_t *best) {
+/* The indices of the `k` largest of n values, best first, and of equal values the first. `taken` [n] becomes 1 for them, else 0. */
+INLINE void take_best(const float *values, int64_t n, int64_t k, int64_t *best, float *taken) {
+  for (int64_t i = 0; i < n; i++) taken[i] = 0.0f;
   for (int64_t i = 0; i < k; i++) {
-    best[i] = 0;
-    for (int64_t j = 1; j < n; j++)
-      if (values[j] > values[best[i]] || (values[best[i]] == -INFINITY && isnan(values[j]))) best[i] = j;
-    values[best[i]] = -INFINITY;
+    int64_t found = -1;
+    for (int64_t j = 0; j < n; j++)
+      if (taken[j] == 0.0f && (found < 0 || values[j] > values[found])) found = j;
+    taken[found] = 1.0f;
+    if (best != NULL) best[i] = found;
   }
 }
 
-/* Choose the experts of a token, and compute their gates (DeepSeek-V3 eq. 13-16). `work` has room for 3 times the experts. */
+/* Choose the experts of a token, and compute their gates (DeepSeek-V3 eq. 13-16). `work` has room for 4 times the experts. */
 INLINE void choose_experts(const Feedforward *f, float *affinity, float *work, int64_t *chosen, float *gates) {
   const int64_t n = f->n_experts, size = n / f->groups;
-  float *biased = work, *group = work + n;
+  float *biased = work, *group = work + n, *taken = work + 2 * n, *kept = work + 3 * n;
   affinities(affinity, n, f->score);
   for (int64_t i = 0; i < n; i++) biased[i] = f->bias == NULL ? affinity[i] : affinity[i] + f->bias[i];
   if (f->groups > 1) {
@@ -59,15 +61,11 @@ INLINE void choose_experts(const Feedforward *f, float *affinity, float *work, i
       }
       group[g] = f->best_of_group ? first : first + second;
     }
-    int64_t kept[256];
-    take_best(group, f->groups, f->groups_per_token, kept);
-    for (int64_t g = 0; g < f->groups; g++) {
-      int taken = 0;
-      for (int64_t i = 0; i < f->groups_per_token; i++) taken |= kept[i] == g;
-      for (int64_t i = g * size; !taken && i < (g + 1) * size; i++) biased[i] = -INFINITY;
-    }
+    take_best(group, f->groups, f->groups_per_token, NULL, kept);
+    for (int64_t i = 0; i < n; i++)
+      if (kept[i / size] == 0.0f) biased[i] = -INFINITY;
   }
-  take_best(biased, n, f->per_token, chosen);
+  take_best(biased, n, f->per_token, chosen, taken);
   float total = 0.0f;
   for (int64_t i = 0; i < f->per_token; i++) total += affinity[chosen[i]];
   for (int64_t i = 0; i < f->per_token; i++) {

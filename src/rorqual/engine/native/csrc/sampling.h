@@ -43,13 +43,10 @@ static void log_softmax_row(float *row, int64_t vocab, float temperature) {
   for (int64_t i = 0; i < vocab; i++) row[i] -= shift;
 }
 
-static int64_t draw_row(const float *row, int64_t vocab, int greedy, double uniform) {
+/* The token in whose interval of the cumulative probabilities `uniform` lies. Where rounding leaves a gap after a piece, it is the
+   piece's likeliest token. */
+static int64_t draw_row(const float *row, int64_t vocab, double uniform) {
   int64_t best = 0;
-  if (greedy) {
-    for (int64_t i = 1; i < vocab; i++)
-      if (row[i] > row[best] || (isnan(row[i]) && !isnan(row[best]))) best = i;
-    return best;
-  }
   double total = 0.0, before = 0.0;
   for (int64_t i = 0; i < vocab; i += PIECE)
     total += sum_of_exponentials(row, i, i + PIECE < vocab ? i + PIECE : vocab, 0.0f);
@@ -61,16 +58,16 @@ static int64_t draw_row(const float *row, int64_t vocab, int greedy, double unif
       before += piece;
       continue;
     }
+    best = i;
     for (int64_t j = i; j < end; j++) {
-      if (row[j] == -INFINITY) continue;
-      best = j; /* rounding may leave the last token of a piece */
+      if (row[j] > row[best]) best = j;
       before += exp_one(row[j]);
       if (before > target) return j;
     }
     return best;
   }
   for (int64_t i = 0; i < vocab; i++)
-    if (row[i] != -INFINITY) best = i;
+    if (row[i] > row[best]) best = i;
   return best;
 }
 

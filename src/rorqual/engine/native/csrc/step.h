@@ -99,9 +99,9 @@ void apply_linear_avx512(const Linear *, const float *x, int64_t rows, float *y,
 /* Replace each row of logits [rows, stride] by its log-softmax at the row's temperature. */
 void log_softmax_avx2(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature);
 void log_softmax_avx512(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature);
-/* Draw a token of each row of log-probabilities by inverse transform sampling: the likeliest if `greedy`, or else that of `uniform`. */
-void draw_avx2(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const uint8_t *greedy, const double *uniform, int64_t *ids);
-void draw_avx512(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const uint8_t *greedy, const double *uniform, int64_t *ids);
+/* Draw a token of each row of log-probabilities by inverse transform sampling with its random number in [0, 1). */
+void draw_avx2(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids);
+void draw_avx512(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids);
 
 /* Call `work(arg, part, parts)` for each part on a thread of its own, and return when all have ended. */
 void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts);

@@ -9,7 +9,7 @@
 
 #include "step.h"
 
-enum { MOST_THREADS = 256, SPINS = 20000 };
+enum { MOST_THREADS = 256, SPINS = 20000, ROUND = 65536 };
 
 static struct {
   pthread_mutex_t in_use; /* held by the thread whose work is shared */
@@ -17,11 +17,10 @@ static struct {
   pthread_cond_t wake;
   void (*work)(void *, int64_t, int64_t);
   void *arg;
-  int64_t parts;
   int64_t started; /* threads, without the caller's */
   pid_t process;   /* that started them; a fork has none */
   int64_t seen[MOST_THREADS]; /* the round before each thread's first one */
-  _Atomic int64_t round;
+  _Atomic int64_t round; /* its number times 65,536, plus its parts, so that a thread reads both at once */
   _Atomic int64_t running;
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
@@ -41,8 +40,9 @@ static void *serve(void *arg) {
       pthread_mutex_unlock(&pool.sleep);
     }
     seen = atomic_load(&pool.round);
-    if (part < pool.parts) {
-      pool.work(pool.arg, part, pool.parts);
+    const int64_t parts = seen % ROUND;
+    if (part < parts) { /* a thread without a part is not waited for, so it must read nothing else */
+      pool.work(pool.arg, part, parts);
       atomic_fetch_sub(&pool.running, 1);
     }
   }
@@ -74,10 +74,10 @@ void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts)
   if (!start(parts)) {
     for (int64_t part = 0; part < parts; part++) work(arg, part, parts);
   } else {
-    pool.work = work, pool.arg = arg, pool.parts = parts;
+    pool.work = work, pool.arg = arg;
     atomic_store(&pool.running, parts - 1);
     pthread_mutex_lock(&pool.sleep);
-    atomic_fetch_add(&pool.round, 1);
+    atomic_store(&pool.round, (atomic_load(&pool.round) / ROUND + 1) * ROUND + parts);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.sleep);
     work(arg, 0, parts);

@@ -163,7 +163,7 @@ static void choose_part(void *arg, int64_t part, int64_t parts) {
   const Feedforward *f = &work->layer->ffn;
   const int64_t tokens = work->step->tokens, n = f->per_token;
   for (int64_t token = tokens * part / parts; token < tokens * (part + 1) / parts; token++) {
-    float *affinity = work->affinity + token * (padded(f->n_experts) + 2 * f->n_experts + f->groups);
+    float *affinity = work->affinity + token * (padded(f->n_experts) + 4 * f->n_experts);
     choose_experts(f, affinity, affinity + padded(f->n_experts), work->chosen + token * n, work->gates + token * n);
   }
 }
@@ -172,7 +172,7 @@ static void choose_part(void *arg, int64_t part, int64_t parts) {
 static void add_experts(Work *work) {
   const Feedforward *f = &work->layer->ffn;
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden, n = f->per_token;
-  const int64_t stride = padded(f->n_experts) + 2 * f->n_experts + f->groups;
+  const int64_t stride = padded(f->n_experts) + 4 * f->n_experts;
   linear(&f->router, work->normed, hidden, tokens, work->affinity, stride, work->threads);
   run_parts(choose_part, work, tokens < work->threads ? 1 : work->threads);
   if (work->step->experts != NULL)
@@ -256,14 +256,14 @@ static void *allocate(Work *work) {
     wide = most(wide, padded(f->shared.width ? f->shared.gate_up.out : 1)), mixed = most(mixed, f->shared.width);
     if (f->n_experts) {
       wide = most(wide, padded(f->experts[0].gate_up.out)), mixed = most(mixed, f->experts[0].width);
-      affinity = most(affinity, padded(f->n_experts) + 2 * f->n_experts + f->groups), per_token = most(per_token, f->per_token);
+      affinity = most(affinity, padded(f->n_experts) + 4 * f->n_experts), per_token = most(per_token, f->per_token);
     }
   }
   for (int64_t i = 0; i < tokens; i++) work->longest = most(work->longest, work->step->positions[i] + 1);
   /* A token may choose an expert once, so an expert has at most `tokens` rows. */
   float **parts[] = {&work->x, &work->normed, &work->wide, &work->queries, &work->mixed, &work->added, &work->rows,
                      &work->affinity, &work->gates, &work->scores, (float **)&work->chosen};
-  const int64_t sizes[] = {tokens * hidden, tokens * hidden, tokens * wide, tokens * queries, tokens * mixed,
+  const int64_t sizes[] = {tokens * hidden, most(tokens, work->step->sampled) * hidden, tokens * wide, tokens * queries, tokens * mixed,
                            tokens * padded(hidden), tokens * padded(hidden), tokens * affinity, tokens * per_token,
                            work->threads * (work->longest + LANES), 2 * tokens * per_token};
   int64_t total = 0;
@@ -307,7 +307,6 @@ void NAMED(log_softmax, VARIANT)(float *logits, int64_t rows, int64_t vocab, int
   for (int64_t row = 0; row < rows; row++) log_softmax_row(logits + row * stride, vocab, temperature[row]);
 }
 
-void NAMED(draw, VARIANT)(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const uint8_t *greedy,
-                          const double *uniform, int64_t *ids) {
-  for (int64_t row = 0; row < rows; row++) ids[row] = draw_row(logprobs + row * stride, vocab, greedy[row], uniform[row]);
+void NAMED(draw, VARIANT)(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids) {
+  for (int64_t row = 0; row < rows; row++) ids[row] = draw_row(logprobs + row * stride, vocab, uniform[row]);
 }

@@ -1268,11 +1268,11 @@ MUTANTS = (
         "tests/engine/test_native.py::test_a_linear_map_is_a_chain_of_fused_additions",
     ),
     one(
-        "a panel of bf16 weights begins where a float32 one would",
+        "a panel begins in the middle of the one before",
         "issue 42: native kernels",
         "engine/native/csrc/linear.h",
-        "size = type == FLOAT32 ? 4 : 2;",
-        "size = 4;",
+        "panel * in * PANEL * size;",
+        "panel * in * (PANEL - 32 * (panel > 0)) * size;",
         "tests/engine/test_native.py::test_a_linear_map_is_a_chain_of_fused_additions",
     ),
     one(

@@ -272,8 +272,14 @@ def test_threads_and_instruction_sets_change_no_bit(
         for threads in (1, 3) if name == names[0] else (2,):
             torch.set_num_threads(threads)
             found.append(bits(engine(models[kind], tokenizer, chat, pack=False), prompts(3)))
+    tasks = Path("/proc/self/task")
+    running = len([*tasks.iterdir()])
+    torch.set_num_threads(9)
+    found.append(bits(engine(models[kind], tokenizer, chat, pack=False), prompts(3)))
     torch.set_num_threads(before)
-    assert len(found) >= 2 and all(one == found[0] for one in found)
+    if kind == "mla":  # the threads stay
+        assert len([*tasks.iterdir()]) >= running + 6
+    assert len(found) >= 3 and all(one == found[0] for one in found)
 
 
 def test_changed_weights_are_read(models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat) -> None:

@@ -20,7 +20,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.fine_tuning.job_process import train_job
-from rorqual.fine_tuning.recipe import JobPlan, auto_epochs, plan_job, shared_targets
+from rorqual.fine_tuning.recipe import PREFERENCE_LR, REINFORCEMENT_LR, JobPlan, auto_epochs, plan_job, shared_targets
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run_directory import load_run
 from rorqual.recipes.models import student_like, v3_like
@@ -70,6 +70,7 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     made = plan(base, data, "supervised", settings)
     run, source = made.run, made.run.source
     assert isinstance(source, ConversationsConfig) and isinstance(run.tune, LoRA)
+    assert (run.tune.r, run.tune.alpha, run.save_seconds) == (16, 32, 30)
     assert source.data == str(tmp_path / "job" / "train.jsonl") and run.start.run == str(base)
     assert (run.seed, run.chat, len(made.epoch_ends)) == (3, "deepseek", 4) and run.steps == made.epoch_ends[-1]
     assert 3 <= made.epoch_ends[0] <= 6  # 12 examples in updates of about 3
@@ -77,6 +78,12 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     assert auto.run.optim.lr == 2 * run.optim.lr and auto.run.seed == 4  # type: ignore[attr-defined]
     assert len(auto.epoch_ends) == auto_epochs(12) and auto.epoch_ends[0] == 1
     assert [auto_epochs(rows) for rows in (10, 300, 10_000)] == [10, 5, 3]
+
+
+def test_a_batch_has_at_most_the_rows_of_an_epoch(base: Path, tmp_path: Path) -> None:
+    """Otherwise an update would span epochs, and no epoch but the last would have a model of its own."""
+    made = plan(base, sums(tmp_path / "data.jsonl", rows=12), "supervised", {"n_epochs": 4, "batch_size": 128})
+    assert made.epoch_ends == (1, 2, 3, 4) and made.run.steps == 4
 
 
 def test_an_adapter_leaves_out_the_maps_that_must_be_merged() -> None:
@@ -92,6 +99,7 @@ def test_preference_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     settings = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0, "beta": 0.3}
     made, auto = plan(base, data, "dpo", settings), plan(base, data, "dpo", {})
     run, source = made.run, made.run.source
+    assert run.seed == 3 and auto.run.optim.lr == PREFERENCE_LR == 3e-4  # type: ignore[attr-defined]
     assert isinstance(source, PreferencesConfig) and isinstance(run.objectives[0], DPO)
     assert (source.pairs, source.reference, run.objectives[0].beta) == (4, str(base), 0.3)
     assert made.epoch_ends == (2, 3) and run.optim.lr == 2 * auto.run.optim.lr  # type: ignore[attr-defined]
@@ -105,6 +113,7 @@ def test_reinforcement_hyperparameters_are_the_runs(base: Path, tmp_path: Path) 
     settings = {"n_epochs": 2, "batch_size": 2, "learning_rate_multiplier": 2.0, "compute_multiplier": 0.5}
     made, auto = plan(base, data, "reinforcement", settings), plan(base, data, "reinforcement", {})
     source, other = made.run.source, auto.run.source
+    assert made.run.seed == 3 and auto.run.optim.lr == REINFORCEMENT_LR == 3e-4  # type: ignore[attr-defined]
     assert isinstance(source, RolloutConfig) and isinstance(other, RolloutConfig)
     assert (source.task, source.options, source.problems, source.samples) == ("openai", {"grader": GRADER}, 2, 4)
     assert (other.problems, other.samples, made.epoch_ends, auto.epoch_ends) == (4, 8, (2, 4), (1, 2, 3))

@@ -235,6 +235,7 @@ def test_a_score_without_a_value_is_ungraded_and_a_threshold_decides_what_is_rig
         ({"messages": [], "answer": "4"}, "key 'messages'"),
         ({"messages": [{"role": "user", "content": " "}], "answer": "4"}, "an empty prompt"),
         ({"messages": [*row()["messages"], {"role": "assistant", "content": "4"}], "answer": "4"}, "the last message is of the role"),
+        (row(answer="4", tools=[]), "key .tools.: graded replies call no tools"),
         (["4"], "not an object"),
     ],
 )  # fmt: skip

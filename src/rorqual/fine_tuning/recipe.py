@@ -79,12 +79,12 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
         )
     update_tokens = value_or(chosen.batch_size, 0) * fmean(lengths) or STEP_TOKENS
     row = min(8 * math.ceil(max(*lengths, min(SHORTEST_ROW, update_tokens)) / 8), context)
-    rows = max(1, round(update_tokens / row))
+    source = ConversationsConfig(data=str(data), rows=1, row=row)
+    rows = max(1, min(round(update_tokens / row), _stream(source, chat, job.seed).steps_for_epochs(1)))
+    stream = _stream(source.model_copy(update={"rows": rows}), chat, job.seed)
     epochs = int(value_or(chosen.n_epochs, auto_epochs(len(lengths))))
-    source = ConversationsConfig(data=str(data), rows=rows, row=row)
-    built = source.build(SourceInputs(None, chat.tokenizer, chat, job.seed, 1))  # type: ignore[arg-type]
-    assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
-    ends = tuple(built.stream.steps_for_epochs(epoch) for epoch in range(1, epochs + 1))
+    # Two epochs may end in one step, because the rows of an epoch vary with its order.
+    ends = tuple(dict.fromkeys(stream.steps_for_epochs(epoch) for epoch in range(1, epochs + 1)))
     run = sft(
         data=source.data,
         start=job.base,
@@ -95,6 +95,12 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
         seed=job.seed,
     )
     return JobPlan(run=_adapted(run, rows), epoch_ends=ends)
+
+
+def _stream(source: ConversationsConfig, chat: ChatFormat, seed: int) -> ConversationStream:
+    built = source.build(SourceInputs(None, chat.tokenizer, chat, seed, 1))  # type: ignore[arg-type]
+    assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
+    return built.stream
 
 
 def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:

@@ -281,6 +281,12 @@ class OpenAITask(FileTask):
                 where=row.where,
                 remedy="End with the user's message, and give the right answer in a key of its own.",
             )
+        if "tools" in row.values:
+            raise DataError(
+                "key 'tools': graded replies call no tools",
+                where=row.where,
+                remedy="Leave the key out, or train with 'supervised'.",
+            )
         named = {}
         for place in self._item_places:
             try:

@@ -1324,11 +1324,11 @@ MUTANTS = (
         "tests/engine/test_native.py::test_a_token_is_drawn_with_its_probability",
     ),
     one(
-        "the values of a cached row begin where a key's would",
+        "the rows of a latent are as long as what is mixed of them",
         "issue 42: native kernels",
         "engine/native/csrc/variant.c",
-        "width, width, mixed, step->pool_type",
-        "width, mixed, mixed, step->pool_type",
+        "width * bytes_of(step), width, mixed, step->pool_type",
+        "mixed * bytes_of(step), width, mixed, step->pool_type",
         "tests/engine/test_native.py::test_a_step_of_any_model_is_the_references",
     ),
 )

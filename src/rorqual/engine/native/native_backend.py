@@ -1,7 +1,8 @@
 """The `native` backend: linear maps and whole engine steps in C, with one order of every sum.
 
-An output depends on its inputs alone, not on other rows, threads or the instruction set (`csrc/vector.h`, `csrc/linear.h`). So the
-backend is batch-invariant by construction.
+An output of the kernels depends on its inputs alone, not on other rows, threads or the instruction set (`csrc/vector.h`,
+`csrc/linear.h`). So the backend is batch-invariant by construction. Truncation (top-k, top-p, min-p) and the softmax of prompt
+log-probabilities are torch's, which may round otherwise on another processor.
 """
 
 from __future__ import annotations
@@ -92,10 +93,8 @@ class Native(Backend):
         chosen = metadata.settings
         logits = adjust_logits(logits, metadata).float().contiguous()
         rows, vocab = logits.shape
-        best, temperature = (
-            logits.argmax(-1),
-            chosen.temperature.flatten(),
-        )  # log-probabilities may tie where logits do not
+        temperature = chosen.temperature.flatten()
+        best = logits.argmax(-1)  # log-probabilities may tie where logits do not
         kernel("log_softmax")(logits.data_ptr(), rows, vocab, vocab, temperature.data_ptr())
         if chosen.cut is not None:
             logits = truncate_rows(logits, chosen.cut)

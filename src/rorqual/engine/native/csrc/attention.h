@@ -71,25 +71,24 @@ INLINE float dot_cached(const float *q, const void *row, int64_t type, int64_t w
 }
 
 typedef struct {
-  const void *keys, *values; /* the block pools of one head: its first row of block 0 */
-  int64_t key_stride, value_stride; /* bytes from block to block */
-  int64_t key_width, value_row, value_width, type; /* columns of a key, of a row of the values, and of those to mix */
-  const int64_t *blocks; /* of the sequence */
+  const char *keys, *values;          /* the block pools of one head: its first row of block 0 */
+  int64_t stride, row_bytes;          /* bytes from block to block, and from row to row */
+  int64_t width, value_width, type;   /* columns of a key, and of a value */
+  const int64_t *blocks;              /* of the sequence */
 } CachedHead;
 
-INLINE const char *cached_row(const void *pool, int64_t stride, const int64_t *blocks, int64_t row, int64_t bytes) {
-  return (const char *)pool + blocks[row / BLOCK] * stride + row % BLOCK * bytes;
+/* bytes from block 0 of a pool to a row of the sequence */
+INLINE int64_t cached_row(const CachedHead *head, int64_t row) {
+  return head->blocks[row / BLOCK] * head->stride + row % BLOCK * head->row_bytes;
 }
 
 /* out [value width] = softmax(scale q k^T) v over the first `n` cached rows. `scores` has room for n rounded up to 16.
 
    The highest score is found first. Then the weights are added in 16 interleaved chains, and the values in the order of the rows. */
 INLINE void attend(const float *q, const CachedHead *head, int64_t n, float scale, float *scores, float *out) {
-  const int64_t size = head->type == FLOAT32 ? 4 : 2;
   float highest = -INFINITY;
   for (int64_t row = 0; row < n; row++) {
-    const char *key = cached_row(head->keys, head->key_stride, head->blocks, row, head->key_width * size);
-    scores[row] = scale * dot_cached(q, key, head->type, head->key_width);
+    scores[row] = scale * dot_cached(q, head->keys + cached_row(head, row), head->type, head->width);
     if (scores[row] > highest) highest = scores[row];
   }
   for (int64_t row = n; row % LANES; row++) scores[row] = -INFINITY;
@@ -103,10 +102,8 @@ INLINE void attend(const float *q, const CachedHead *head, int64_t n, float scal
   const int64_t width = head->value_width;
   for (int64_t i = 0; i < width; i += LANES) {
     v16 sum = v_set(0.0f);
-    for (int64_t row = 0; row < n; row++) {
-      const char *value = cached_row(head->values, head->value_stride, head->blocks, row, head->value_row * size);
-      sum = v_fma(v_set(scores[row]), load_cached(value, head->type, i, width), sum);
-    }
+    for (int64_t row = 0; row < n; row++)
+      sum = v_fma(v_set(scores[row]), load_cached(head->values + cached_row(head, row), head->type, i, width), sum);
     sum = v_div(sum, v_set(total));
     if (width - i >= LANES) {
       v_store(out + i, sum);

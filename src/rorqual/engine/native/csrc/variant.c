@@ -15,6 +15,9 @@
 INLINE int64_t padded(int64_t columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Columns from head to head of the queries in the absorbed form: the latent, and the rotated part behind it. */
+INLINE int64_t latent_query(const Attention *a) { return padded(a->kv_rank) + padded(a->rope.dim); }
+
 typedef struct {
   const Model *model;
   const Step *step;
@@ -77,7 +80,7 @@ static void store_latent(void *arg, int64_t part, int64_t parts) {
 static void absorb_part(void *arg, int64_t part, int64_t parts) {
   const Work *work = arg;
   const Attention *a = &work->layer->attention;
-  const int64_t tokens = work->step->tokens, plain = a->width - a->rope.dim, row = padded(a->kv_rank) + PANEL * ((a->rope.dim + PANEL - 1) / PANEL);
+  const int64_t tokens = work->step->tokens, plain = a->width - a->rope.dim, row = latent_query(a);
   const int64_t from_stride = padded(a->q_rank ? a->q_up.out : a->input.out);
   const float *from = a->q_rank ? work->mixed : work->wide;
   for (int64_t head = a->heads * part / parts; head < a->heads * (part + 1) / parts; head++) {
@@ -99,7 +102,7 @@ static void attend_part(void *arg, int64_t part, int64_t parts) {
   const int latent = a->kind == LATENT;
   const int64_t width = latent ? a->kv_rank + a->rope.dim : a->width, mixed = latent ? a->kv_rank : a->width;
   const int64_t pool_row = BLOCK * width * bytes_of(step), repeat = a->heads / a->kv_heads;
-  const int64_t q_row = latent ? padded(a->kv_rank) + PANEL * ((a->rope.dim + PANEL - 1) / PANEL) : a->width;
+  const int64_t q_row = latent ? latent_query(a) : a->width;
   const int64_t q_stride = latent ? a->heads * q_row : padded(a->input.out);
   const float *queries = latent ? work->queries : work->wide;
   const char *keys = step->pools[2 * work->index], *values = step->pools[2 * work->index + 1];
@@ -108,7 +111,7 @@ static void attend_part(void *arg, int64_t part, int64_t parts) {
       for (int64_t head = a->heads * part / parts; head < a->heads * (part + 1) / parts; head++) {
         const int64_t shift = head / repeat * pool_row;
         const CachedHead cached = {
-            keys + shift, values + shift, a->kv_heads * pool_row, a->kv_heads * pool_row, width, width, mixed, step->pool_type,
+            keys + shift, values + shift, a->kv_heads * pool_row, width * bytes_of(step), width, mixed, step->pool_type,
             step->block_table + sequence * step->blocks_per_sequence};
         attend(queries + token * q_stride + head * q_row, &cached, step->positions[token] + 1, a->scale,
                work->scores + part * (work->longest + LANES), work->mixed + (token * a->heads + head) * mixed);
@@ -252,7 +255,7 @@ static void *allocate(Work *work) {
     wide = most(wide, most(padded(a->input.out), padded(a->heads * a->value_width)));
     mixed = most(mixed, most(a->heads * (a->kind == LATENT ? a->kv_rank : a->width), padded(a->q_rank ? a->q_up.out : 1)));
     if (a->kind == LATENT)
-      queries = most(queries, most(a->heads * (padded(a->kv_rank) + padded(a->rope.dim)), work->threads * padded(a->value_width)));
+      queries = most(queries, most(a->heads * latent_query(a), work->threads * padded(a->value_width)));
     wide = most(wide, padded(f->shared.width ? f->shared.gate_up.out : 1)), mixed = most(mixed, f->shared.width);
     if (f->n_experts) {
       wide = most(wide, padded(f->experts[0].gate_up.out)), mixed = most(mixed, f->experts[0].width);

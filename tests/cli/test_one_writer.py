@@ -66,7 +66,7 @@ def test_a_training_is_read_while_it_goes_on_and_a_kill_gives_the_folder_back(
 ) -> None:
     run = RunDir(place / "run")
     with forked_commands(tmp_path_factory.mktemp("door")) as door:
-        words = [str(door / "rorqual"), *TRAIN, "steps=100000", "save_seconds=1", "threads=1"]
+        words = [str(door / "rorqual"), *TRAIN, "steps=100000", "save_seconds=3", "threads=1"]
         with subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
             try:
                 while run.newest_complete_step()[0] in (None, 3):

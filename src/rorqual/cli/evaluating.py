@@ -28,7 +28,7 @@ from rorqual.cli.machine import available_cores
 from rorqual.cli.progress import progress_bar_callback
 from rorqual.cli.settings import WHERE, refuse_ineffective_settings
 from rorqual.core.config import parse_config
-from rorqual.core.errors import ConfigError, suggest_name
+from rorqual.core.errors import CheckpointError, ConfigError, suggest_name
 from rorqual.core.records import RunDir
 from rorqual.data.fingerprint import fingerprint
 from rorqual.engine.weight_fingerprint import ROUNDING
@@ -146,13 +146,18 @@ def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str, i
     """Return the result of `load`, and the fingerprint and the step of the checkpoint that `load` read.
 
     `load` reads the latest checkpoint of `run`. If training saved a newer checkpoint while `load` was running, `load` is
-    called again.
+    called again, because training deletes the older ones.
     """
     while True:
         checkpoint = run.checkpoint()
-        model = load()
+        try:
+            model, print_ = load(), fingerprint(run, checkpoint)
+        except CheckpointError:
+            if run.checkpoint() == checkpoint:
+                raise
+            continue
         if run.checkpoint() == checkpoint:
-            return model, fingerprint(run, checkpoint), int(checkpoint.name.removeprefix("step-"))
+            return model, print_, int(checkpoint.name.removeprefix("step-"))
         del model  # free the model's memory before the next load
 
 

@@ -163,6 +163,7 @@ def test_a_run_answers_with_its_defaults(
         ({"messages": line("a", "b")["messages"][:2]}, "golden.jsonl:2: the conversation does not end with a user turn and an assistant turn"),
         ({"mesages": line("a", "b")["messages"]}, "golden.jsonl:2: not a conversation: the keys are mesages\n  Did you mean 'messages'?"),
         ([], "golden.jsonl:2: a JSON list, not an object"),
+        (line("a", "b", tools=[{"type": "function", "function": {"name": "f"}}]), "golden.jsonl:2: key 'tools': graded replies call no tools"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named_before_anything_is_asked(
@@ -171,7 +172,7 @@ def test_a_bad_line_is_named_before_anything_is_asked(
     golden(line("a", "b"), bad)
     words = ("compare", server.url, "golden=golden.jsonl", "model=m")
     assert said in output_of(*words, code=2) and not server.bodies
-    golden(line("a", "b"), line("a", "b"))
+    golden(line("a", "b"), line("a", "b", tools=[]))
     assert "0/2" in output_of(*words)
 
 

@@ -151,10 +151,12 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"integrations": [{"type": "wandb", "wandb": {"project": "a"}}]}, 400, "`integrations`", "integrations"),
     ({"method": {"type": "rlhf"}}, 400, "method.type", "method.type"),
     ({"method": {"type": "dpo", "supervised": {}}}, 400, "The type is 'dpo'", "method"),
+    ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}, "response_format": {"type": "json_schema"}}}}, 400,
+     "A format is not enforced", "method.reinforcement.response_format"),
     ({"method": {"type": "reinforcement"}}, 400, "needs `reinforcement.grader`", "method"),
     ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs", "hyperparameters.n_epochs"),
     ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}}, 400, "both given", None),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "status", "problem", "param"), WRONG, ids=[one[2] for one in WRONG])
@@ -224,6 +226,15 @@ def test_a_job_of_a_bad_file_is_refused_with_its_line(tuner: TuneServer, tmp_pat
         settings = {"reinforcement": {"grader": grader}} if kind == "reinforcement" else {}
         with pytest.raises(openai.BadRequestError, match=problem):
             jobs.create(model=BASE, training_file=good, method={"type": kind, **settings})  # type: ignore[misc, arg-type]
+    pair = {
+        "input": {"messages": [USER], "tools": [{"type": "function"}]},
+        "preferred_output": [{"role": "assistant", "content": "b"}],
+        "non_preferred_output": [{"role": "assistant", "content": "c"}],
+    }
+    data.write_text(json.dumps(pair) + "\n", encoding="utf-8")
+    bad = tuner.upload(data)
+    with pytest.raises(openai.BadRequestError, match=r"my data\.jsonl:1: input: key .tools. is no list of tools"):
+        jobs.create(model=BASE, training_file=bad, method={"type": "dpo"})
 
 
 def test_a_job_of_too_long_an_example_fails_and_says_so(tuner: TuneServer, tmp_path: Path) -> None:

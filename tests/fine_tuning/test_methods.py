@@ -206,7 +206,8 @@ def test_openais_documented_requests_are_accepted(tuner: TuneServer, tmp_path: P
     }
     ids = {name: tuner.upload(path) for name, path in files.items()}
     label = {**GRADER, "reference": "{{item.answer}}"}
-    reinforcement = {"grader": label, "hyperparameters": {"reasoning_effort": "medium"}}
+    plain = {"type": "text"}
+    reinforcement = {"grader": label, "response_format": plain, "hyperparameters": {"reasoning_effort": "medium"}}
     bodies: list[dict[str, Any]] = [
         {"training_file": ids["sums"]},
         {"training_file": ids["sums"], "hyperparameters": {"n_epochs": 2}},

@@ -235,7 +235,7 @@ def test_a_score_without_a_value_is_ungraded_and_a_threshold_decides_what_is_rig
         ({"messages": [], "answer": "4"}, "key 'messages'"),
         ({"messages": [{"role": "user", "content": " "}], "answer": "4"}, "an empty prompt"),
         ({"messages": [*row()["messages"], {"role": "assistant", "content": "4"}], "answer": "4"}, "the last message is of the role"),
-        (row(answer="4", tools=[]), "key .tools.: graded replies call no tools"),
+        (row(answer="4", tools=[{"type": "function"}]), "key .tools.: graded replies call no tools"),
         (["4"], "not an object"),
     ],
 )  # fmt: skip
@@ -243,7 +243,7 @@ def test_a_line_that_cannot_be_graded_is_named(line: Any, said: str, tmp_path: P
     path = file_of(tmp_path, row(answer="4"), line)
     with pytest.raises(DataError, match=f"rft.jsonl:2.*{said}"):
         list(openai_task(path, CHECK, where="g").problems("train", 0))
-    path = file_of(tmp_path, row(answer="4"), row(answer="5"))
+    path = file_of(tmp_path, row(answer="4"), row(answer="5", tools=[]))
     assert len(list(openai_task(path, CHECK, where="g").problems("train", 0))) == 2
 
 

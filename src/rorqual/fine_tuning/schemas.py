@@ -48,6 +48,11 @@ class ReinforcementHyperparameters(Hyperparameters):
     reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
 
 
+def _refuse_format(value: dict[str, Any] | None) -> None:
+    if value and value.get("type") != "text":
+        raise ValueError("A format is not enforced in training. Ask for it in the prompt, and let the grader check it")
+
+
 class SupervisedSettings(TuneSchema):
     """The settings of the method `supervised`."""
 
@@ -64,6 +69,7 @@ class ReinforcementSettings(TuneSchema):
     """The settings of the method `reinforcement`. `grader`: one of OpenAI's grader objects."""
 
     grader: dict[str, Any]
+    response_format: Annotated[dict[str, Any] | None, AfterValidator(_refuse_format)] = None
     hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
 
 

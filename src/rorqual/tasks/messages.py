@@ -14,6 +14,14 @@ VERSION = 2
 """Version of the problems of `Messages`. Since version 2, an answer such as "It is 18" is not read as a number."""
 
 
+def refuse_tools(row: DataRow) -> None:
+    """Raise DataError if a row offers tools, because a prompt without them would be another prompt."""
+    if row.values.get("tools"):
+        raise DataError(
+            "key 'tools': graded replies call no tools", where=row.where, remedy="Leave the key or the row out."
+        )
+
+
 class ConversationProblem(Problem):
     """A problem whose prompt is the last turn of a longer conversation."""
 
@@ -44,6 +52,7 @@ class Messages(FileTask):
         return carve_dev_split([(p.key, p) for p in problems], split)
 
     def _problem(self, row: DataRow) -> Problem:
+        refuse_tools(row)
         *before, reply = read_conversation(row.values, row.where)
         if reply.role != "assistant" or not before or before[-1].role != "user":
             raise DataError(

@@ -26,7 +26,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import read_json
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.tasks.file_task import FileTask
-from rorqual.tasks.messages import ConversationProblem
+from rorqual.tasks.messages import ConversationProblem, refuse_tools
 from rorqual.tasks.task import Problem, Split, Task, Verdict
 
 PLACE = re.compile(
@@ -281,12 +281,7 @@ class OpenAITask(FileTask):
                 where=row.where,
                 remedy="End with the user's message, and give the right answer in a key of its own.",
             )
-        if "tools" in row.values:
-            raise DataError(
-                "key 'tools': graded replies call no tools",
-                where=row.where,
-                remedy="Leave the key out, or train with 'supervised'.",
-            )
+        refuse_tools(row)
         named = {}
         for place in self._item_places:
             try:

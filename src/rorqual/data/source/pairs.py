@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rorqual.core.conversations import Conversation, read_messages, refuse_empty_prompt
+from rorqual.core.conversations import Conversation, read_messages, read_tools, refuse_empty_prompt
 from rorqual.core.errors import DataError
-from rorqual.core.records import is_blank_message
+from rorqual.core.records import Tool, is_blank_message
 from rorqual.core.rows import DataRow
 
 
-def read_pair(row: DataRow) -> tuple[Conversation, Conversation]:
-    """Return the prompt with the preferred reply, and the prompt with the other reply.
+def read_pair(row: DataRow) -> tuple[tuple[Conversation, Conversation], tuple[Tool, ...]]:
+    """Return the prompt with the preferred reply and the prompt with the other reply, and the tools of the prompt.
 
     Raises DataError, with file, line and key, for a missing or invalid key, an empty prompt, an empty preferred reply, or two equal
     replies.
@@ -27,7 +27,7 @@ def read_pair(row: DataRow) -> tuple[Conversation, Conversation]:
             where=row.where,
             remedy="Correct the replies, or remove the row.",
         )
-    return preferred, other
+    return (preferred, other), read_tools(given, f"{row.where}: input")
 
 
 def _read_reply(row: DataRow, key: str) -> Conversation:

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from rorqual.core.config import RowLength, Rows
-from rorqual.core.conversations import read_tools
 from rorqual.core.errors import DataError
 from rorqual.core.rows import DataRow, read_rows
 from rorqual.data.chat import ChatFormat
@@ -72,7 +71,7 @@ class Preferences(Source):
 
 def render_pair(row: DataRow, chat: ChatFormat) -> list[TrainingSample]:
     """Return the samples of the preferred and the other reply. Only the tokens of the reply are in the loss."""
-    pair, tools = read_pair(row), read_tools(row.values["input"], f"{row.where}: input")
+    pair, tools = read_pair(row)
     try:
         rendered = [chat.render(messages, train_from=len(messages) - 1, tools=tools) for messages in pair]
     except DataError as error:

@@ -5,7 +5,7 @@
 RUN is the run of SmolLM2-135M-Instruct, and DATA a folder with banking77. One server tunes two models on `--rows` messages of five
 intents: an adapter of RUN, and the ladder's rung without a language model. The validation file has the 200 test messages of these
 intents. The result is docs/results/tuned.json: the metrics of the last checkpoint and of the ladder's report, and the same figures by
-OpenAI's package.
+OpenAI's package. The ladder then plays the old model: its answers are the golden ones, and the right ones are `expected`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ Row = dict[str, Any]
 def write_rows(path: Path, rows: list[Row]) -> Path:
     turns = (("system", SYSTEM), ("user", "text"), ("assistant", "category"))
     lines = (
-        {"messages": [{"role": role, "content": row.get(key, key)} for role, key in turns]} for row in rows
+        {"messages": [{"role": role, "content": row.get(key, key)} for role, key in turns]}
+        | {key: row[key] for key in ("expected",) if key in row}
+        for row in rows
     )  # the system message is no column
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -85,8 +87,10 @@ def served_metrics(server: TuneServer, model: str, run: Path, rows: list[Row]) -
     return {"full_valid_loss": fmean(losses), "full_valid_mean_token_accuracy": fmean(right)}
 
 
-def golden(folder: Path, file: Path) -> str:
-    """Return the tables that `rorqual compare golden=` prints, without the paths of this machine."""
+def golden(folder: Path, rows: list[Row], answers: list[str], work: Path) -> str:
+    """Return what `rorqual compare golden=` prints about a model and the old `answers`, without the paths of this machine."""
+    kept = [row | {"category": old, "expected": row["category"]} for row, old in zip(rows, answers, strict=True)]
+    file = write_rows(work / "old.jsonl", kept)
     command = [sys.executable, "-m", "rorqual", "compare", str(folder), f"golden={file}"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     return printed[printed.index("  golden answer") :].partition("\n  Every answer")[0].rstrip()
@@ -109,6 +113,11 @@ def main() -> int:
     }
     with tuning(given.run, given.work / "server") as server:
         ids = {name: server.upload(path) for name, path in paths.items()}
+        ladder, folder = create(server, ids, model="ladder", seed=given.seed, suffix="intents")
+        results = json.loads(TeachPaths(folder.taught).results.read_bytes())
+        ladder["reported"] = {"rung": results["chosen"], **results["test"][results["chosen"]]}
+        old = ask(server, ladder["model"], test)
+        ladder["served right"] = sum(text == row["category"] for text, row in zip(old, test, strict=True))
         method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": given.epochs}}}
         adapter, folder = create(server, ids, model=BASE, seed=given.seed, suffix="intents", method=method)
         last = folder.checkpoints()[-1]
@@ -116,12 +125,7 @@ def main() -> int:
         adapter["served"] = served_metrics(server, adapter["model"], given.run, test)
         answers = ask(server, adapter["model"], test)
         adapter["served right"] = sum(text == row["category"] for text, row in zip(answers, test, strict=True))
-        adapter["compare golden="] = golden(folder.model(last["step_number"]).path, paths["validation_file"])
-        ladder, folder = create(server, ids, model="ladder", seed=given.seed, suffix="intents")
-        results = json.loads(TeachPaths(folder.taught).results.read_bytes())
-        ladder["reported"] = {"rung": results["chosen"], **results["test"][results["chosen"]]}
-        answers = ask(server, ladder["model"], test)
-        ladder["served right"] = sum(text == row["category"] for text, row in zip(answers, test, strict=True))
+        adapter["compare golden="] = golden(folder.model(last["step_number"]).path, test, old, given.work)
     made = made_by({given.run: "RUN", given.data: "DATA", given.work: "FOLDER"})
     sizes = {"training rows": given.rows, "validation rows": len(test), "intents": INTENTS}
     write_json(RESULT, {**sizes, "adapter": adapter, "ladder": ladder, "made by": made})

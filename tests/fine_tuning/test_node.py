@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_page import blocks
 from tuned_server import BASE, TuneServer, sums
 
 
@@ -37,3 +38,11 @@ def test_openais_client_for_node_tunes_a_model(tuner: TuneServer, tmp_path: Path
         "refused": {"status": 404, "param": "training_file", "kind": "NotFoundError"},
         "head": "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
     }  # fmt: skip
+    [page] = blocks("js")
+    named = page.replace("http://127.0.0.1:8000/v1", words[2]).replace("rq-...", words[3])
+    (tmp_path / "page.mjs").write_text(named.replace("train.jsonl", str(data)), encoding="utf-8")
+    words = [node, "page.mjs"]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300
+    )
+    assert done.returncode == 0 and "Created fine-tuning job: " in done.stdout, done.stderr

@@ -115,8 +115,9 @@ class EngineCore:
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()
-    def step(self) -> list[FinishedSequence]:
-        """Run one engine step and return the sequences that finished in this step.
+    def step(self, most: int = 1) -> list[FinishedSequence]:
+        """Run one engine step and return the sequences that finished in this step. With `most`, run up to `most` decoding steps if no
+        sequence finishes before the last of them. `sampled` then has the tokens of the last step.
 
         If `step` raises an exception, including KeyboardInterrupt, the step is incomplete and the caller must call `reset`.
         """
@@ -127,7 +128,8 @@ class EngineCore:
             runner.prepare_slot(sequence)
         if plan.empty:
             return []
-        tokens = runner.step(plan, scheduler)
+        steps = scheduler.reserve_steps(most) if most > 1 and not plan.chunks and runner.decodes_ahead else 1
+        tokens = runner.step(plan, scheduler) if steps == 1 else runner.decode(steps, scheduler, self.stop_ids)
         if runner.holds_non_finite:
             self.kv_cache.clear = runner.cache.clear
         for chunk in plan.chunks:

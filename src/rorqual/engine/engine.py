@@ -38,6 +38,8 @@ from rorqual.model.load.run_directory import check_names, load_run
 from rorqual.ops.backends import Backend, FittedBackend, backend, backend_cache_id
 from rorqual.ops.paged import BLOCK
 
+STEPS_AT_ONCE = 16
+"""In `generate`, a backend that can does this many decoding steps in one call. Between two calls, `generate` may be stopped."""
 NAN_REMEDY = "The weights contain NaN or infinity. Load an earlier checkpoint."
 CORE_WORK = 15_000_000
 """Minimum work per engine core, in multiply-adds per layer and step. `generate` uses more engine cores for more work.
@@ -286,7 +288,7 @@ class Engine:
         def run(core: EngineCore) -> None:
             try:
                 while not (core.idle or stop.is_set() or failed.is_set()):
-                    for item in core.step():
+                    for item in core.step(STEPS_AT_ONCE):
                         number = item.sequence.request_id
                         completion = self._processor.completion(jobs[number], item)
                         if item.has_non_finite:

@@ -21,7 +21,7 @@ from rorqual.model import Decoder
 from rorqual.model.adapter.bank import AdaptedRows, AdapterBank
 from rorqual.ops.backends import Backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, AttentionPlan
-from rorqual.ops.backends.step import StepFunction, StepInput, StepOutput
+from rorqual.ops.backends.step import DecodingFunction, StepFunction, StepInput, StepOutput
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.sampling import likeliest_tokens
 
@@ -179,10 +179,7 @@ class ModelRunner:
             output = self._check_output(self._step(step_input), step_input)
         finally:
             self._adapted_rows.clear()
-        self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
-        if output.experts is not None and self.layers:
-            chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
-            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
+        self._store_hidden_and_experts(output, slot_mapping)
         self._score_prompts(output.hidden, scored)
         new = (
             np.zeros(0, np.int64)
@@ -192,6 +189,51 @@ class ModelRunner:
         if plan.copies:
             self.cache.copy_blocks(*zip(*plan.copies))
         return new
+
+    @property
+    def decodes_ahead(self) -> bool:
+        """Whether `decode` can be called."""
+        return isinstance(self._step, DecodingFunction) and not self.histories.kept.shape[-1]
+
+    def decode(self, steps: int, scheduler: Scheduler, stops: Ints) -> Ints:
+        """Run up to `steps` decoding steps of all rows in one call of the backend, until a row ends. Store the sampled tokens, advance
+        the rows by all steps but the last, and return the ids that the last step sampled [rows]."""
+        assert isinstance(self._step, DecodingFunction)
+        rows, n = scheduler.rows, len(scheduler.running)
+        slot = rows.slot[:n]
+        for sequence in scheduler.running:
+            self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
+        positions = rows.position[:n] + np.arange(steps)[:, None]
+        slots = self.block_table[slot, positions // BLOCK] * BLOCK + positions % BLOCK
+        table = self.block_table[slot, : int(positions.max()) // BLOCK + 1]
+        metadata = AttentionMetadata(np.arange(n + 1), positions[-1] + 1, table, slots.ravel())
+        self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
+        step_input = StepInput(
+            self._tensor(self.histories.ids[slot, rows.position[:n]][None]),
+            self._tensor(positions.reshape(1, -1)),
+            StepCache(self.cache, self._plan),
+            torch.arange(n),
+            self.sampler.metadata(scheduler, n, steps),
+            None,
+            self.layers > 0,
+        )
+        output = self._step.decode(step_input, stops, rows.ignore_eos[:n])
+        assert output.sampled is not None
+        ids = output.sampled.ids.view(-1, n).numpy()
+        done = len(ids)
+        self._store_hidden_and_experts(output, slots[:done].ravel())
+        self.histories.ids[slot, positions[:done] + 1] = ids
+        self.histories.logprobs[slot, positions[:done] + 1] = output.sampled.logprobs.view(-1, n).numpy()
+        rows.position[:n] += done - 1
+        last: Ints = ids[-1]
+        return last
+
+    def _store_hidden_and_experts(self, output: StepOutput, slots: Ints) -> None:
+        """Note whether the hidden states are finite, and cache the chosen experts."""
+        self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
+        if output.experts is not None and self.layers:
+            chosen = self._check_expert_ids(output.experts).to(self.cache.experts.dtype)
+            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
 
     def _check_expert_ids(self, experts: Tensor) -> Tensor:
         """Return the expert ids `experts` unchanged. Raises ValueError if an expert id is `n_router_choices()` or higher,

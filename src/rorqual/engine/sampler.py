@@ -33,8 +33,8 @@ class Sampler:
         else:
             self.counts.drop(sequence.slot)
 
-    def metadata(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
-        """Return the sampling parameters and random numbers of rows 0 to `n` - 1 of the batch."""
+    def metadata(self, scheduler: Scheduler, n: int, steps: int = 1) -> SamplingMetadata:
+        """Return the sampling parameters of rows 0 to `n` - 1 of the batch, and their random numbers in the next `steps` steps."""
         rows, active = scheduler.rows, scheduler.running
         if self._version != scheduler.version or self._settings is None:
             self._settings = SamplingSettings.of([s.params for s in active], self.device)
@@ -45,7 +45,8 @@ class Sampler:
         if penalties is not None and len(penalties.rows):
             seen = self.counts.counts_of_rows(rows.slot[:n][penalties.rows])
         allowed = self._allowed_token_masks(active, rows.position[:n])
-        return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
+        positions = (rows.position[:n] + np.arange(steps)[:, None]).ravel()
+        return SamplingMetadata(self._settings, uniform(np.tile(rows.key[:n], steps), positions), seen, allowed)
 
     def _allowed_token_masks(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
         """Return the indices of the restricted rows and each restricted row's mask of allowed tokens, or None if no row is

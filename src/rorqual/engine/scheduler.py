@@ -337,6 +337,24 @@ class Scheduler:
         self.version += 1
         plan.joined.append((sequence, chunk))
 
+    def reserve_steps(self, most: int) -> int:
+        """Return how many steps, at most `most`, all rows can decode before one reaches its limit, and allocate their blocks.
+
+        It is 1 if rows need Python between two steps, if other sequences could be scheduled meanwhile, or if blocks are scarce.
+        """
+        n, rows = len(self.running), self.rows
+        steps = min(most, int((rows.limit[:n] - rows.position[:n]).min()) - 1) if rows.plain[:n].all() else 1
+        tenants = {s.tenant for s in (*self.running, *self.waiting)}
+        if steps < 2 or self.prefilling or (self.waiting and self._free) or len(tenants) > 1:
+            return 1
+        ends = (rows.position[:n] + steps).tolist()
+        missing = sum(max(0, -(-end // BLOCK) - len(s.blocks)) for s, end in zip(self.running, ends, strict=True))
+        if missing > self.kv_cache.pool.n_available_blocks:
+            return 1
+        for sequence, end in zip(self.running, ends, strict=True):
+            self.kv_cache.allocate_up_to(sequence, end)
+        return steps
+
     # ---- after a step
 
     def advance_rows(self, tokens: Ints, stops: Ints) -> Ints:

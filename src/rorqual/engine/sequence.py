@@ -12,6 +12,7 @@ from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.constraint import Constraint
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import SamplingParams
+from rorqual.ops.sampling import needs_history, truncates
 
 Ints = npt.NDArray[np.int64]
 
@@ -86,21 +87,27 @@ class InputBatch:
     key: npt.NDArray[np.uint64]
     ignore_eos: npt.NDArray[np.bool_]
     special: npt.NDArray[np.bool_]  # the request has stop strings, stop tokens or a grammar
+    plain: npt.NDArray[
+        np.bool_
+    ]  # the sampled token and the end of a row depend only on logits, random numbers and stop ids
 
     @classmethod
     def empty(cls, slots: int) -> InputBatch:
         """Return an `InputBatch` of zeroed arrays for `slots` rows."""
         position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
-        ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
-        return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
+        ignore_eos, special, plain = (np.zeros(slots, np.bool_) for _ in range(3))
+        return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special, plain)
 
     def fill_row(self, row: int, sequence: Sequence) -> None:
         """Set row `row` of the batch to the state of a sequence that starts to decode."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
-        special = sequence.params.stop or sequence.params.stop_token_ids or sequence.constraint
+        params = sequence.params
+        special = params.stop or params.stop_token_ids or sequence.constraint
         self.special[row] = bool(special)
+        adjusts = needs_history(params) or params.logit_bias or truncates(params) or sequence.barred
+        self.plain[row] = not (special or adjusts or params.top_logprobs)
 
     def move_rows(self, to: Ints, from_: Ints) -> None:
         """Copy the state in rows `from_` of the batch to rows `to`."""

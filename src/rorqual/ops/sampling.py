@@ -97,6 +97,11 @@ def needs_history(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
+def truncates(params: SamplingParams) -> bool:
+    """Return whether `params` leaves out unlikely tokens."""
+    return params.temperature > 0 and (params.top_p < 1 or params.top_k > 0 or params.min_p > 0)
+
+
 @dataclass(frozen=True)
 class Truncation:
     """The truncation settings `top_p`, `top_k`, `min_p` (as a logarithm) and `min_p_first`, each [truncated rows, 1].
@@ -146,7 +151,7 @@ class SamplingSettings:
 
 
 def _truncation_of_batch(params: Sequence[SamplingParams], device: torch.device | str) -> Truncation | None:
-    rows = [row for row, p in enumerate(params) if p.temperature > 0 and (p.top_p < 1 or p.top_k > 0 or p.min_p > 0)]
+    rows = [row for row, p in enumerate(params) if truncates(p)]
     if not rows:
         return None
     truncated = [params[row] for row in rows]

@@ -24,9 +24,10 @@ from rorqual.model.ffn.dense import Dense
 from rorqual.model.ffn.moe import MoE
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK
 from rorqual.ops.backends.reference import BackendLinear, Experts, PreparedExperts
-from rorqual.ops.backends.step import StepInput, StepOutput
+from rorqual.ops.backends.step import Bools, Ints, StepInput, StepOutput
 from rorqual.ops.layer import Layer
 from rorqual.ops.rope import Rope
+from rorqual.ops.sampling import SamplerOutput
 
 
 def unsupported_part(model: nn.Module) -> str | None:
@@ -60,14 +61,45 @@ class NativeStep:
         self._pools: tuple[object, npt.NDArray[np.int64]] | None = None
 
     def __call__(self, step: StepInput) -> StepOutput:
+        hidden, experts, logits = self._run(step, library.kernel("run_step"))
+        if step.sampling is None:
+            return StepOutput(hidden, experts, None)
+        logits[:, self._model.config.vocab_size :] = -torch.inf
+        return StepOutput(hidden, experts, self._model.ops.sample(logits, step.sampling))
+
+    def decode(self, step: StepInput, stops: Ints, ignores_stops: Bools) -> StepOutput:
+        assert step.sampling is not None
+        rows, steps = step.ids.shape[1], step.positions.shape[1] // step.ids.shape[1]
+        ids = torch.empty(steps * rows, dtype=torch.int64)
+        logprobs = torch.empty(steps * rows, dtype=torch.float32)
+        chosen, uniform = step.sampling.settings, np.ascontiguousarray(step.sampling.uniform)
+        ignores = np.ascontiguousarray(ignores_stops)
+        decoding = library.DecodingTable(
+            steps, chosen.temperature.data_ptr(), chosen.greedy.data_ptr(), uniform.ctypes.data, stops.ctypes.data, len(stops),
+            ignores.ctypes.data, ids.data_ptr(), logprobs.data_ptr(),
+        )  # fmt: skip
+        done = 0
+
+        def run(table: Any, call: Any, threads: int) -> bool:
+            nonlocal done
+            done = rows * library.kernel("decode")(table, call, byref(decoding), threads)
+            return not done
+
+        hidden, experts, logits = self._run(step, run)
+        sampled = SamplerOutput(ids[:done], logprobs[:done], logits)
+        return StepOutput(hidden[:done], None if experts is None else experts[:done], sampled)
+
+    def _run(self, step: StepInput, function: Callable[..., Any]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Call `function` with the table of the model, the arguments of a step and the number of threads. Return the hidden states,
+        experts and logits. Raises RorqualError if `function` returns True, because no memory is left."""
         self._table = table = self._table or self._build_table(step)
         metadata, model = step.cache.plan.metadata, self._model
         pools = self._pool_addresses(step.cache.pools)
-        tokens, rows = step.ids.shape[1], len(step.last) if step.sampling is not None else 0
-        hidden = torch.empty(tokens, model.config.hidden_size, dtype=torch.float32)
+        places, rows = step.positions.shape[1], len(step.last) if step.sampling is not None else 0
+        hidden = torch.empty(places, model.config.hidden_size, dtype=torch.float32)
         experts = None
         if table.routers and step.record_experts:
-            experts = torch.empty(tokens, table.routers, table.per_token, dtype=torch.int64)
+            experts = torch.empty(places, table.routers, table.per_token, dtype=torch.int64)
         columns = library.pad_to_panels(model.config.vocab_size)
         logits = torch.empty(rows, columns, dtype=torch.float32)
         embeds = None if step.embeds is None else step.embeds[0].float().contiguous()
@@ -75,19 +107,16 @@ class NativeStep:
         starts, slots = np.ascontiguousarray(metadata.query_start_loc), np.ascontiguousarray(metadata.slot_mapping)
         key = next(iter(step.cache.pools[0].values()))
         call = library.StepTable(
-            tokens, len(metadata.seq_lens), rows, blocks.shape[1], library.TYPES[key.dtype],
+            step.ids.shape[1], len(metadata.seq_lens), rows, blocks.shape[1], library.TYPES[key.dtype],
             step.ids.data_ptr(), step.positions.data_ptr(), slots.ctypes.data, None if embeds is None else embeds.data_ptr(),
             starts.ctypes.data, blocks.ctypes.data, pools.ctypes.data, step.last.data_ptr(),
             hidden.data_ptr(), None if experts is None else experts.data_ptr(), logits.data_ptr(), logits.shape[1],
         )  # fmt: skip
-        if library.kernel("run_step")(byref(table), byref(call), self._threads):
+        if function(byref(table), byref(call), self._threads):
             raise RorqualError(
                 "no memory is left for an engine step", remedy="Use fewer slots, or a smaller step_tokens."
             )
-        if step.sampling is None:
-            return StepOutput(hidden, experts, None)
-        logits[:, model.config.vocab_size :] = -torch.inf
-        return StepOutput(hidden, experts, model.ops.sample(logits, step.sampling))
+        return hidden, experts, logits
 
     def _pool_addresses(self, pools: Sequence[Any]) -> npt.NDArray[np.int64]:
         if self._pools is None or self._pools[0] is not pools:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from rorqual.ops.backends.attention import AttentionPlan
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class StepPools(Protocol):
@@ -66,3 +71,18 @@ class StepFunction(Protocol):
     """
 
     def __call__(self, step: StepInput, /) -> StepOutput: ...
+
+
+@runtime_checkable
+class DecodingFunction(StepFunction, Protocol):
+    """A function that also runs several decoding steps in one call."""
+
+    def decode(self, step: StepInput, stops: Ints, ignores_stops: Bools, /) -> StepOutput:
+        """Run decoding steps of all rows, at most as many as `step` has positions for, and return when a row has ended.
+
+        Each row has one token in each step. `step.ids` [1, rows] are the tokens of the first step. All else has the rows of all
+        steps, one step after the other, as do the tensors of the output: `step.positions`, the cache slots, and
+        `step.sampling.uniform`, whose settings neither truncate nor penalize. The tables of cache blocks cover all steps. A row
+        ends with a token of `stops`, unless `ignores_stops` [rows], or with a log-probability that is not finite.
+        """
+        ...

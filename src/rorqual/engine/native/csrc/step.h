@@ -90,6 +90,23 @@ typedef struct {
   int64_t logits_stride;                  /* a multiple of 64 */
 } Step;
 
+/* Decoding steps of `rows` sequences with one token each, until `steps` are done or a row ends. A step's arguments follow those of the
+   step before it in each array of `Step`, except `ids`, which are the tokens that the step before it sampled, and `logits`. */
+typedef struct {
+  int64_t steps;
+  const float *temperature; /* [rows] */
+  const uint8_t *greedy;    /* [rows] */
+  const double *uniform;    /* [steps, rows], in [0, 1) */
+  const int64_t *stops;     /* [n_stops]: tokens that end a row */
+  int64_t n_stops;
+  const uint8_t *ignores_stops; /* [rows] */
+  int64_t *sampled;             /* [steps, rows] */
+  float *logprobs;              /* [steps, rows]; a row ends if one is not finite */
+} Decoding;
+
+/* Return how many steps were done, or 0 if there is no memory. */
+int decode_avx2(const Model *, const Step *, const Decoding *, int64_t threads);
+int decode_avx512(const Model *, const Step *, const Decoding *, int64_t threads);
 /* Return 0, or 1 if there is no memory. */
 int run_step_avx2(const Model *, const Step *, int64_t threads);
 int run_step_avx512(const Model *, const Step *, int64_t threads);

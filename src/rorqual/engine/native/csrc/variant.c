@@ -302,6 +302,36 @@ int NAMED(run_step, VARIANT)(const Model *model, const Step *step, int64_t threa
   return 0;
 }
 
+/* Sample a token of each row of the logits. Return whether a row ends. */
+static int sample_rows(const Model *model, const Step *step, const Decoding *d, const double *uniform, int64_t *ids, float *logprobs) {
+  int ends = 0;
+  for (int64_t row = 0; row < step->tokens; row++) {
+    float *logits = step->logits + row * step->logits_stride;
+    int64_t id = 0; /* log-probabilities may tie where logits do not */
+    for (int64_t i = 1; d->greedy[row] && i < model->vocab; i++)
+      if (logits[i] > logits[id]) id = i;
+    log_softmax_row(logits, model->vocab, d->temperature[row]);
+    ids[row] = d->greedy[row] ? id : draw_row(logits, model->vocab, uniform[row]);
+    logprobs[row] = logits[ids[row]];
+    ends |= !isfinite(logprobs[row]);
+    for (int64_t i = 0; i < d->n_stops; i++) ends |= !d->ignores_stops[row] && ids[row] == d->stops[i];
+  }
+  return ends;
+}
+
+int NAMED(decode, VARIANT)(const Model *model, const Step *first, const Decoding *d, int64_t threads) {
+  Step step = *first;
+  const int64_t rows = step.tokens;
+  for (int64_t done = 0; done < d->steps; done++) {
+    if (NAMED(run_step, VARIANT)(model, &step, threads)) return 0;
+    int64_t *sampled = d->sampled + done * rows;
+    if (sample_rows(model, &step, d, d->uniform + done * rows, sampled, d->logprobs + done * rows)) return (int)done + 1;
+    step.ids = sampled, step.positions += rows, step.slots += rows, step.hidden += rows * model->hidden;
+    if (step.experts != NULL) step.experts += rows * model->routers * model->per_token;
+  }
+  return (int)d->steps;
+}
+
 void NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {
   linear_alone(map, x, map->in, rows, y, stride);
 }

@@ -6,6 +6,8 @@ import base64
 import csv
 import io
 import json
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from tuned_server import BASE, TuneServer, job_folder, sums, wait, wait_for_even
 from rorqual.core.errors import DataError
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning import job_process, validation
 from rorqual.fine_tuning.job_process import job_error, train_job
 from rorqual.fine_tuning.routes import CHECKED_BYTES, estimated_finish
 from rorqual.fine_tuning.store import JobFolder
+from rorqual.train.loop import fit
+from rorqual.train.state import State
 
 
 def weights(tuner: TuneServer, job_id: str) -> dict[str, Any]:
@@ -116,6 +121,40 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
     assert not same(weights(tuner, other.id), weights(tuner, straight.id))
     steps = [event.message for event in jobs.list_events(paused.id, limit=1000) if event.message.startswith("Step ")]
     assert len(steps) == len({*steps})
+
+
+def test_metrics_have_the_jobs_of_the_tenant(tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path) -> None:
+    data, jobs = sums(tmp_path / "data.jsonl", rows=40), tuner.other.fine_tuning.jobs
+    made = [tuner.create(data, tuner.other, hyperparameters={"n_epochs": 50, "batch_size": 1}) for _ in range(4)]
+    jobs.pause(made[3].id)
+    for job in made[:2]:
+        wait_for_event(tuner.other, job.id, "Step 3/")
+    time.sleep(1)
+
+    def figures(other: bool) -> dict[str, float]:
+        with tuner.http(other=other) as client:
+            lines = client.get("/metrics").text.splitlines()
+        pairs = (
+            line.removeprefix("rorqual_tune_").rsplit(" ", 1) for line in lines if line.startswith("rorqual_tune_")
+        )
+        return {name: float(value) for name, value in pairs}
+
+    own, everybody = figures(other=True), figures(other=False)
+    steps = [jobs.list_events(job.id).data[0].data for job in made[:2]]
+    statuses = Counter(job.status for job in jobs.list(limit=100)) - Counter(queued=1)  # the paused job
+    assert {name for name in own if "jobs{" in name} == {
+        f'jobs{{tenant="other",status="{status}"}}' for status in (*statuses, "paused")
+    }
+    assert all(own[f'jobs{{tenant="other",status="{status}"}}'] == count for status, count in statuses.items())
+    assert own['jobs{tenant="other",status="running"}'] == 2 and own['jobs{tenant="other",status="paused"}'] == 1
+    assert own['wait_seconds{tenant="other"}'] >= 1
+    assert own['steps{tenant="other",kind="total"}'] == sum(step["total_steps"] for step in steps)  # type: ignore[index, misc]
+    done = own['steps{tenant="other",kind="done"}']
+    assert 6 <= done <= sum(step["step"] for step in steps)  # type: ignore[index, misc]
+    assert {name for name in own if 'tenant="default"' in name} == set()
+    assert {*own} < {*everybody} and any('tenant="default"' in name for name in everybody)
+    for job in made[::-1]:
+        jobs.cancel(job.id)
 
 
 def test_a_cancelled_job_ends_and_leaves_no_model(tuner: TuneServer, tmp_path: Path) -> None:
@@ -212,6 +251,44 @@ def test_a_bad_line_is_named(base: Path, tmp_path: Path, row: dict[str, Any], pr
     assert (error.code, error.param) == ("invalid_training_file", "training_file")
     assert error.message.startswith("`training_file` is not valid for the method 'supervised': ")
     assert str(folder.training_data) + (":5" if "context" not in problem else "") in error.message
+
+
+def test_a_jobs_threads_train_and_measure(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[tuple[str, int]]()
+
+    class SeenEngine(Engine):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            threads.append(("engine", settings["threads"]))
+            super().__init__(*arguments, **settings)
+
+    def seen_fit(*arguments: Any, **settings: Any) -> State:
+        threads.append(("fit", settings["threads"]))
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(validation, "Engine", SeenEngine)
+    monkeypatch.setattr(job_process, "fit", seen_fit)
+    grader = {
+        "type": "string_check",
+        "name": "a",
+        "input": "{{sample.output_text}}",
+        "reference": "b",
+        "operation": "eq",
+    }
+    for kind in ("supervised", "reinforcement"):
+        hyperparameters = {
+            "n_epochs": 1,
+            "batch_size": 4,
+            **({"compute_multiplier": 0.25} if kind != "supervised" else {}),
+        }
+        settings = {"hyperparameters": hyperparameters} | ({"grader": grader} if kind != "supervised" else {})
+        (tmp_path / kind).mkdir()
+        folder = job_folder(base, tmp_path / kind, kind, settings, validation_file="file-b")
+        if kind != "supervised":
+            folder.training_data.write_text(json.dumps({"messages": [USER]}) + "\n", encoding="utf-8")
+        folder.validation_data.write_bytes(folder.training_data.read_bytes())
+        assert train_job(folder, 3, lambda: False) is not None
+        assert {*threads} == {("fit", 3), ("engine", 3)}
+        threads.clear()
 
 
 def test_a_bad_validation_file_is_named(base: Path, tmp_path: Path) -> None:

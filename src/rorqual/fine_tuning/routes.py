@@ -237,7 +237,6 @@ async def create_job(request: Request) -> JSONResponse:
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
     await service.run_in_thread(tenant, partial(_check_examples, request, asked))
-    await service.run_in_thread(tenant, partial(_room, service, tenant))
     await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
     job = Job(

@@ -141,7 +141,7 @@ def test_metrics_have_the_jobs_of_the_tenant(tuner: TuneServer, tuned: FineTunin
 
     own, everybody = figures(other=True), figures(other=False)
     steps = [jobs.list_events(job.id).data[0].data for job in made[:2]]
-    statuses = Counter(job.status for job in jobs.list(limit=100)) - Counter(queued=1)  # the paused job
+    statuses = Counter(str(job.status) for job in jobs.list(limit=100)) - Counter(queued=1)  # the paused job
     assert {name for name in own if "jobs{" in name} == {
         f'jobs{{tenant="other",status="{status}"}}' for status in (*statuses, "paused")
     }

@@ -63,10 +63,10 @@ class JobQueue:
                 self.update(job, status="queued")
         try:
             while True:
-                self.store.delete_expired_files()
                 for job_id in list(self._unsaved):
                     self.update(self.store.jobs[job_id])
                 try:
+                    self.store.delete_expired_files()
                     await self._start_jobs()
                     self._end_turn()
                 except OSError as error:  # of memory, files or processes, for now

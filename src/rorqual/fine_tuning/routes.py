@@ -93,7 +93,7 @@ def _page(request: Request, rows: Sequence[Row], default: int = PAGE) -> JSONRes
 async def upload_file(request: Request) -> JSONResponse:
     """Store an uploaded file of the purpose `fine-tune`. Each line must be a JSON object."""
     service, tenant = _service(request), request.state.tenant
-    if (files := sum(file.tenant == tenant for file in service.store.files.values())) >= MOST_FILES:
+    if (files := sum(file.tenant == tenant for file in [*service.store.files.values()])) >= MOST_FILES:
         raise ApiError(413, f"This tenant has {files:,} files. Delete files first.", code="too_many_files")
     room = await service.run_in_thread(tenant, partial(_room, service, tenant))
     async with service.bodies.reserve_body_slot(tenant):

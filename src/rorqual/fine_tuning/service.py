@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,7 +172,7 @@ class TuneService(ModelService):
         return found
 
     async def more_metrics(self, only: str | None) -> Sequence[Metric]:
-        return await self.run_in_thread(only or self.operator, partial(self._job_metrics, only))
+        return await asyncio.to_thread(self._job_metrics, only)
 
     def _job_metrics(self, only: str | None) -> Sequence[Metric]:
         """Return how many jobs have each status, how long the oldest job has waited for its start, and the steps of running jobs."""

@@ -135,7 +135,8 @@ def learn(model: Decoder, loss: Callable[[], Tensor], *, steps: int, bar: float)
 
 
 def command(run: Path, keys: Path, *words: str, program: Sequence[str] = ("-m", "rorqual")) -> list[str]:
-    return [sys.executable, *program, "serve", str(run), f"keys={keys}", "threads=1", *words]
+    threads = [] if any(word.startswith("threads=") for word in words) else ["threads=1"]
+    return [sys.executable, *program, "serve", str(run), f"keys={keys}", *threads, *words]
 
 
 def start(

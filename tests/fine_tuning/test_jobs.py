@@ -6,9 +6,12 @@ import base64
 import csv
 import io
 import json
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import openai
 import pytest
@@ -18,8 +21,14 @@ from safetensors.torch import load_file
 from tuned_server import BASE, TuneServer, job_folder, sums, wait, wait_for_event
 
 from rorqual.core.errors import DataError
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning import job_process, validation
 from rorqual.fine_tuning.job_process import job_error, train_job
+from rorqual.fine_tuning.routes import CHECKED_BYTES, estimated_finish
 from rorqual.fine_tuning.store import JobFolder
+from rorqual.train.loop import fit
+from rorqual.train.state import State
 
 
 def weights(tuner: TuneServer, job_id: str) -> dict[str, Any]:
@@ -66,7 +75,8 @@ def test_checkpoints_and_the_result_file_agree(tuner: TuneServer, tuned: FineTun
     checkpoints = tuner.client.fine_tuning.jobs.checkpoints.list(tuned.id).data
     table = base64.b64decode(tuner.client.files.content(tuned.result_files[0]).text)
     rows = list(csv.DictReader(io.StringIO(table.decode())))
-    assert tuple(rows[0]) == ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+    assert tuple(rows[0]) == ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+    assert all(row["train_loss"] for row in rows)
     assert [int(row["step"]) for row in rows] == [*range(1, len(rows) + 1)]
     assert [one.step_number for one in checkpoints] == sorted((one.step_number for one in checkpoints), reverse=True)
     for one in checkpoints:
@@ -78,14 +88,28 @@ def test_checkpoints_and_the_result_file_agree(tuner: TuneServer, tuned: FineTun
 
 
 def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path: Path) -> None:
+    """Until then, the checkpoint of its last step is listed with its metrics, and can be asked."""
     data, jobs = sums(tmp_path / "data.jsonl"), tuner.client.fine_tuning.jobs
     settings = {"n_epochs": 6, "batch_size": 1}
     straight = tuner.create(data, hyperparameters=settings)
-    paused = tuner.create(data, hyperparameters=settings)
+    paused = tuner.create(data, hyperparameters=settings, validation_file=tuner.upload(sums(tmp_path / "b.jsonl", 20)))
     other = tuner.create(data, hyperparameters=settings, seed=4)
     wait_for_event(tuner.client, paused.id, "Step 3/")
     assert jobs.pause(paused.id).status == "queued"
     before = len(jobs.list_events(paused.id, limit=1000).data)
+    checkpoint = jobs.checkpoints.list(paused.id).data[0]
+    last = next(event for event in jobs.list_events(paused.id) if event.type == "metrics")
+    assert last.data == {
+        "step": checkpoint.step_number,
+        "train_loss": checkpoint.metrics.train_loss,
+        "total_steps": ANY,
+    }
+    assert checkpoint.metrics.full_valid_loss and checkpoint.metrics.full_valid_mean_token_accuracy is not None
+    params = SamplingParams(max_tokens=6, temperature=0)
+    model = JobFolder(tuner.folder / "jobs" / paused.id).model(checkpoint.step_number).path
+    asked: Any = {"messages": [{"role": "user", "content": "3+4"}], "max_tokens": 6, "temperature": 0}
+    reply = tuner.client.chat.completions.create(model=checkpoint.fine_tuned_model_checkpoint, **asked)
+    assert reply.choices[0].message.content == Engine(model).generate(["3+4"], params)[0][0].text
     wait(tuner.client, straight.id)
     wait(tuner.client, other.id)
     assert jobs.retrieve(paused.id).status == "queued"
@@ -93,9 +117,44 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
     assert jobs.resume(paused.id).status in ("queued", "running")
     assert wait(tuner.client, paused.id).status == "succeeded"
     assert same(weights(tuner, paused.id), weights(tuner, straight.id))
+    assert len(jobs.checkpoints.list(paused.id).data) == 3
     assert not same(weights(tuner, other.id), weights(tuner, straight.id))
     steps = [event.message for event in jobs.list_events(paused.id, limit=1000) if event.message.startswith("Step ")]
     assert len(steps) == len({*steps})
+
+
+def test_metrics_have_the_jobs_of_the_tenant(tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path) -> None:
+    data, jobs = sums(tmp_path / "data.jsonl", rows=40), tuner.other.fine_tuning.jobs
+    made = [tuner.create(data, tuner.other, hyperparameters={"n_epochs": 50, "batch_size": 1}) for _ in range(4)]
+    jobs.pause(made[3].id)
+    for job in made[:2]:
+        wait_for_event(tuner.other, job.id, "Step 3/")
+    time.sleep(1)
+
+    def figures(other: bool) -> dict[str, float]:
+        with tuner.http(other=other) as client:
+            lines = client.get("/metrics").text.splitlines()
+        pairs = (
+            line.removeprefix("rorqual_tune_").rsplit(" ", 1) for line in lines if line.startswith("rorqual_tune_")
+        )
+        return {name: float(value) for name, value in pairs}
+
+    own, everybody = figures(other=True), figures(other=False)
+    steps = [jobs.list_events(job.id).data[0].data for job in made[:2]]
+    statuses = Counter(str(job.status) for job in jobs.list(limit=100)) - Counter(queued=1)  # the paused job
+    assert {name for name in own if "jobs{" in name} == {
+        f'jobs{{tenant="other",status="{status}"}}' for status in (*statuses, "paused")
+    }
+    assert all(own[f'jobs{{tenant="other",status="{status}"}}'] == count for status, count in statuses.items())
+    assert own['jobs{tenant="other",status="running"}'] == 2 and own['jobs{tenant="other",status="paused"}'] == 1
+    assert own['wait_seconds{tenant="other"}'] >= 1
+    assert own['steps{tenant="other",kind="total"}'] == sum(step["total_steps"] for step in steps)  # type: ignore[index, misc]
+    done = own['steps{tenant="other",kind="done"}']
+    assert 6 <= done <= sum(step["step"] for step in steps)  # type: ignore[index, misc]
+    assert {name for name in own if 'tenant="default"' in name} == set()
+    assert {*own} < {*everybody} and any('tenant="default"' in name for name in everybody)
+    for job in made[::-1]:
+        jobs.cancel(job.id)
 
 
 def test_a_cancelled_job_ends_and_leaves_no_model(tuner: TuneServer, tmp_path: Path) -> None:
@@ -136,9 +195,12 @@ def test_jobs_are_listed_by_their_metadata(tuner: TuneServer, tmp_path: Path) ->
     data = sums(tmp_path / "data.jsonl")
     mine = tuner.create(data, tuner.other, metadata={"team": "a"})
     others = tuner.create(data, tuner.other, metadata={"team": "b"})
+    bare = tuner.create(data, tuner.other)
     assert [job.id for job in jobs.list(metadata={"team": "a"})] == [mine.id]
+    without = {job.id: job.metadata for job in jobs.list(extra_query={"metadata": "null"})}
+    assert bare.id in without and {*without.values()} == {None}
     assert {mine.id, others.id} <= {job.id for job in jobs.list(limit=1)}
-    for job in (mine, others):
+    for job in (mine, others, bare):
         jobs.cancel(job.id)
 
 
@@ -189,7 +251,46 @@ def test_a_bad_line_is_named(base: Path, tmp_path: Path, row: dict[str, Any], pr
         train_job(folder, 1, lambda: False)
     error = job_error(refused.value, folder)
     assert (error.code, error.param) == ("invalid_training_file", "training_file")
+    assert error.message.startswith("`training_file` is not valid for the method 'supervised': ")
     assert str(folder.training_data) + (":5" if "context" not in problem else "") in error.message
+
+
+def test_a_jobs_threads_train_and_measure(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[tuple[str, int]]()
+
+    class SeenEngine(Engine):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            threads.append(("engine", settings["threads"]))
+            super().__init__(*arguments, **settings)
+
+    def seen_fit(*arguments: Any, **settings: Any) -> State:
+        threads.append(("fit", settings["threads"]))
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(validation, "Engine", SeenEngine)
+    monkeypatch.setattr(job_process, "fit", seen_fit)
+    grader = {
+        "type": "string_check",
+        "name": "a",
+        "input": "{{sample.output_text}}",
+        "reference": "b",
+        "operation": "eq",
+    }
+    for kind in ("supervised", "reinforcement"):
+        hyperparameters = {
+            "n_epochs": 1,
+            "batch_size": 4,
+            **({"compute_multiplier": 0.25} if kind != "supervised" else {}),
+        }
+        settings = {"hyperparameters": hyperparameters} | ({"grader": grader} if kind != "supervised" else {})
+        (tmp_path / kind).mkdir()
+        folder = job_folder(base, tmp_path / kind, kind, settings, validation_file="file-b")
+        if kind != "supervised":
+            folder.training_data.write_text(json.dumps({"messages": [USER]}) + "\n", encoding="utf-8")
+        folder.validation_data.write_bytes(folder.training_data.read_bytes())
+        assert train_job(folder, 3, lambda: False) is not None
+        assert {*threads} == {("fit", 3), ("engine", 3)}
+        threads.clear()
 
 
 def test_a_bad_validation_file_is_named(base: Path, tmp_path: Path) -> None:
@@ -235,6 +336,35 @@ def test_a_job_of_a_bad_file_is_refused_with_its_line(tuner: TuneServer, tmp_pat
     bad = tuner.upload(data)
     with pytest.raises(openai.BadRequestError, match=r"my data\.jsonl:1: input: key .tools. is no list of tools"):
         jobs.create(model=BASE, training_file=bad, method={"type": "dpo"})
+
+
+def test_a_large_file_is_checked_by_the_job_itself(tuner: TuneServer, tmp_path: Path) -> None:
+    """A file of more than 16 MiB is not read when the job is created. The job's error names method, file and line."""
+    data, most = tmp_path / "my data.jsonl", CHECKED_BYTES >> 20
+    good = json.dumps({"messages": [USER, {"role": "assistant", "content": "b"}]}) + " " * (1 << 20)
+    data.write_text(f"{good}\n" * most + json.dumps(BAD_DATA[0][0]) + "\n", encoding="utf-8")
+    assert most == 16
+    job = wait(tuner.client, tuner.create(data).id)
+    assert job.status == "failed" and job.error and job.error.param == "training_file"
+    assert "not valid for the method 'supervised'" in job.error.message
+    assert "my data.jsonl:17: message 2: key 'content' is missing" in job.error.message
+    tuner.client.files.delete(job.training_file)
+
+
+def test_a_result_file_is_no_training_file(tuner: TuneServer, tuned: FineTuningJob) -> None:
+    jobs, file = tuner.client.fine_tuning.jobs, tuned.result_files[0]
+    for files in ({"training_file": file}, {"training_file": tuned.training_file, "validation_file": file}):
+        with pytest.raises(openai.BadRequestError, match="is a result file") as refused:
+            jobs.create(model=BASE, **files)  # type: ignore[arg-type]
+        assert refused.value.param == [*files][-1]
+
+
+def test_the_end_of_a_job_is_estimated_from_its_last_steps() -> None:
+    """A step takes as long as the median of the last 20 steps: slower steps before and a pause do not count."""
+    times = [0, 50, 100, *range(103, 160, 3), 1000]
+    steps = [{"created_at": at, "data": {"step": n + 1, "total_steps": 30}} for n, at in enumerate(times)]
+    assert len(steps) == 23 and estimated_finish(steps) == 1000 + 3 * 7
+    assert estimated_finish(steps[:2]) == 50 + 50 * 28 and estimated_finish(steps[:1]) is None
 
 
 def test_a_job_of_too_long_an_example_fails_and_says_so(tuner: TuneServer, tmp_path: Path) -> None:

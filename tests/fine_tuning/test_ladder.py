@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,19 @@ from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from tuned_server import TuneServer, wait
 
+from rorqual.core.records import RunDir
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.evaluation import Evaluation
+from rorqual.fine_tuning.service import MOST_ANSWERERS, LadderService, TuneService
 from rorqual.fine_tuning.store import JobFolder
+from rorqual.serve.bridge import EngineBridge
+from rorqual.serve.keys import ApiKeys
+from rorqual.serve.service import ModelService
+from rorqual.serve.wire import EngineArguments
+from rorqual.teach.answerer import load_answerer
 from rorqual.teach.paths import TeachPaths
+from rorqual.teach.serving import AnswererService
 
 KINDS = {
     "refund": ("money back", "repay me", "return the sum"),
@@ -112,3 +124,38 @@ def test_a_paused_ladder_continues_and_a_deleted_one_is_gone(tuner: TuneServer, 
     assert not JobFolder(tuner.folder / "jobs" / made.id).taught.exists()
     with pytest.raises(openai.NotFoundError):
         ask(tuner.client, name, "late parcel")
+
+
+def test_the_answerers_that_were_used_last_stay_in_memory(
+    base: Path, tuner: TuneServer, job: FineTuningJob, tmp_path: Path
+) -> None:
+    """At most four, loaded with the server's threads. A deleted model's is dropped."""
+    run, loaded = RunDir(base), list[int]()
+
+    def load(folder: Path, *, threads: int, **fields: Any) -> LadderService:
+        loaded.append(threads)
+        return AnswererService(**fields, answerer=load_answerer(folder, threads=threads))
+
+    chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
+    model = ModelService(
+        "tiny", 0, ApiKeys(Path("none"), {}), 2**20, chat=chat, bridge=EngineBridge(EngineArguments(str(base)))
+    )
+    limits: Any = {"tenant_bytes": 2**40, "at_once": 1, "memory": 0, "threads": 3}
+    service = TuneService.extend(model, run, tmp_path, names={}, load_ladder=load, **limits)
+    ids = [f"ftjob-{number:08d}" for number in range(MOST_ANSWERERS + 1)]
+    for job_id in ids:
+        folder = JobFolder(service.store.folder(job_id).path)
+        shutil.copytree(JobFolder(tuner.folder / "jobs" / job.id).path, folder.path)
+        service.store.jobs[job_id] = folder.job().model_copy(update={"id": job_id})
+
+    def respond(job_id: str) -> None:
+        name = service.store.jobs[job_id].model_name
+        body = json.dumps({"model": name, "messages": [{"role": "user", "content": "late parcel"}]}).encode()
+        assert service.other_responder(body, "default") is not None
+
+    for job_id in (*ids[:4], ids[0], ids[4]):
+        respond(job_id)
+    assert MOST_ANSWERERS == 4 and loaded == [3] * 5 and [*service.answerers] == [ids[2], ids[3], ids[0], ids[4]]
+    asyncio.run(service.forget_model(service.store.jobs[ids[3]].model_copy(update={"is_deleted": True}), ""))
+    assert [*service.answerers] == [ids[2], ids[0], ids[4]]
+    service.close()

@@ -79,6 +79,29 @@ def test_a_long_job_lets_another_tenants_go_first(base: Path, tmp_path: Path, mo
     assert steps == [*range(1, len(steps) + 1)] and len(steps) == steps[-1]
 
 
+def test_a_paused_job_is_never_killed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process stops at a checkpoint, also if that takes longer than the request waits."""
+    monkeypatch.setattr(rules, "CHECKPOINT_SECONDS", 0.001)
+    store = TuneStore(tmp_path)
+    job = make_job(store, base, "a", "a", 0, 60, batch_size=1)
+    queue, folder, waited = JobQueue(store), store.folder(job.id), list[str]()
+
+    async def pause() -> None:
+        await asyncio.gather(run_until(queue, lambda: bool(waited) and store.jobs[job.id].status == "queued"), stop())
+
+    async def stop() -> None:
+        while not folder.steps():
+            await asyncio.sleep(0.05)
+        queue.update(store.jobs[job.id], is_paused=True)
+        await queue.stop_job(store.jobs[job.id], at_once=False)
+        waited.append(store.jobs[job.id].status)
+
+    asyncio.run(pause())
+    assert waited == ["running"]
+    assert folder.kept_steps() == [str(folder.steps()[-1]["data"]["step"])]
+    assert folder.checkpoints()[0]["metrics"]["train_loss"]
+
+
 def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TuneStore(tmp_path)
     job = make_job(store, base, "a", "a", 0)

@@ -141,6 +141,53 @@ def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path:
     assert len(answers(tuner, "tiny", PROMPTS[:2])) == 2
 
 
+def test_a_deleted_models_adapter_leaves_the_engine(tuner: TuneServer, tmp_path: Path) -> None:
+    """The model's, and with it those of its checkpoints."""
+    hyperparameters = {"n_epochs": 2, "batch_size": 6}
+    job = wait(tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), hyperparameters=hyperparameters).id)
+    checkpoints = tuner.client.fine_tuning.jobs.checkpoints.list(job.id).data
+    name = r'engine\{what="adapters"\}'
+    loaded = tuner.server.metric(name)
+    for model in (job.fine_tuned_model or "", *(one.fine_tuned_model_checkpoint for one in checkpoints)):
+        answers(tuner, model, PROMPTS[:1])
+    tuner.server.wait(name, loaded + 3)
+    tuner.client.models.delete(checkpoints[-1].fine_tuned_model_checkpoint)
+    tuner.server.wait(name, loaded + 2)
+    tuner.client.models.delete(job.fine_tuned_model or "")
+    tuner.server.wait(name, loaded)
+
+
+def test_two_tenants_models_share_a_batch(tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path) -> None:
+    """Each gives the tokens and the log-probabilities, to the last bit, that it gives alone."""
+    data = sums(tmp_path / "data.jsonl", 40)
+    hyperparameters = {"n_epochs": 4, "batch_size": 4, "learning_rate_multiplier": 10.0}
+    others = wait(tuner.other, tuner.create(data, tuner.other, hyperparameters=hyperparameters).id)
+
+    def ask(tenant: int) -> Any:
+        asked = {
+            "model": (tuned, others)[tenant].fine_tuned_model,
+            "prompt": "3+4=",
+            "temperature": 0,
+            "max_tokens": 200,
+        }
+        with tuner.http(other=bool(tenant)) as client:
+            reply = client.post("/v1/completions", json={**asked, "logprobs": 2, "ignore_eos": True}).json()
+        assert reply["model"] == asked["model"] and reply["usage"]["completion_tokens"] == 200
+        return reply["choices"][0]["logprobs"]
+
+    alone, seen = [ask(0), ask(1)], set[float]()
+    assert alone[0]["token_logprobs"] != alone[1]["token_logprobs"]
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as pool:
+            replies = [pool.submit(ask, tenant) for tenant in (0, 1)]
+            while not all(reply.done() for reply in replies):
+                seen.add(tuner.server.metric(r'engine\{what="running"\}'))
+        assert [reply.result() for reply in replies] == alone
+        if 2.0 in seen:
+            return
+    raise AssertionError(f"the engine never had both in one batch: {seen}")
+
+
 def test_a_checkpoint_is_deleted_by_its_name(tuner: TuneServer, tmp_path: Path) -> None:
     job = wait(
         tuner.client, tuner.create(sums(tmp_path / "data.jsonl"), hyperparameters={"n_epochs": 2, "batch_size": 6}).id
@@ -177,14 +224,26 @@ def job_processes(folder: Path) -> list[list[str]]:
 
 
 def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> None:
-    words = ["tune_jobs=2", f"tune_memory={10**10}", "tune_names=a, b"]
+    words = ["tune_jobs=2", f"tune_memory={10**10}", f"tune_names=a, b={base}, intents = ladder", "threads=2"]
     with tuning(base, tmp_path, *words) as server:
+        for name, problem in (("a", "no column 'input'"), ("intents", "the base 'ladder' offers 'supervised' alone")):
+            with pytest.raises(openai.BadRequestError, match=problem):
+                server.create(sums(tmp_path / "data.jsonl"), model=name, method={"type": "dpo"})
+        with pytest.raises(openai.NotFoundError, match="Use one of: tiny, a, b, intents, ladder"):
+            server.create(sums(tmp_path / "data.jsonl"), model="c")
         for name in ("a", "b", "a"):
             server.create(sums(tmp_path / "data.jsonl"), model=name, hyperparameters={"n_epochs": 50, "batch_size": 1})
         end = time.monotonic() + 60
         while len(running := job_processes(tmp_path)) < 2 and time.monotonic() < end:
             time.sleep(0.1)
-        assert running == [["1", str(10**10)]] * 2
+        assert running == [["2", str(10**10)]] * 2
+
+
+def test_a_base_that_is_not_served_is_refused_at_the_start(base: Path) -> None:
+    with pytest.raises(ConfigError, match="the base 'runs/other' of 'b' is not served here") as refused:
+        start_server(str(base), ["tune=FOLDER", "tune_names=a=ladder,b=runs/other"])
+    assert refused.value.where == "key 'tune_names'"
+    assert refused.value.remedy == "Give b for the served run or b=ladder, or serve runs/other by a server of its own."
 
 
 def test_a_backend_without_adapters_does_not_tune(base: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import openai
 import pytest
 from openai.types import FileDeleted, FileObject
 from tuned_server import TuneServer, sums, tuning
+
+from rorqual.fine_tuning.routes import limited_receive
+from rorqual.serve.bodies import BODY_SECONDS
+from rorqual.serve.errors import ApiError
 
 
 def test_a_file_comes_back_as_it_was_sent(tuner: TuneServer, tmp_path: Path) -> None:
@@ -80,9 +85,77 @@ def test_a_form_without_a_file_is_refused(tuner: TuneServer) -> None:
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "file"
 
 
+WRONG_EXPIRY: list[tuple[dict[str, Any], str, str]] = [
+    ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "greater than or equal to 3600", "expires_after.seconds"),
+    ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "2592001"}, "less than or equal to 2592000", "expires_after.seconds"),
+    ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "soon"}, "valid integer", "expires_after.seconds"),
+    ({"expires_after[anchor]": "created_at"}, "is missing", "expires_after.seconds"),
+    ({"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}, "Input should be 'created_at'", "expires_after.anchor"),
+    ({"expires": "3600"}, "`expires` is not a field", "expires"),
+]  # fmt: skip
+
+
+def test_a_file_may_expire(tuner: TuneServer) -> None:
+    kept = tuner.client.files.create(file=("a.jsonl", b"{}\n"), purpose="fine-tune")
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    stored = tuner.client.files.create(file=("a.jsonl", b"{}\n"), purpose="fine-tune", expires_after=expiry)
+    FileObject.model_validate(stored.model_dump(), strict=True)
+    assert kept.expires_at is None and stored.expires_at == stored.created_at + 3600
+
+
+@pytest.mark.parametrize(("fields", "problem", "param"), WRONG_EXPIRY, ids=[problem for _, problem, _ in WRONG_EXPIRY])
+def test_a_wrong_field_of_an_upload_is_refused_by_name(
+    tuner: TuneServer, fields: dict[str, str], problem: str, param: str
+) -> None:
+    with tuner.http() as client:
+        refused = client.post(
+            "/v1/files", data={"purpose": "fine-tune", **fields}, files={"file": ("a.jsonl", b"{}\n")}
+        )
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert problem in error["message"] and error["param"] == param
+
+
+class ByHand(asyncio.SelectorEventLoop):
+    """Its time stands until it is moved."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("size", "status"), [(1 << 20, 408), (8 << 20, None)])
+def test_an_upload_needs_a_least_speed(size: int, status: int | None) -> None:
+    """Parts that each come within a minute do not keep an upload open for ever."""
+
+    async def upload() -> None:
+        parts = asyncio.Queue[dict[str, Any]]()
+        receive = limited_receive(parts.get, 1 << 30)
+        for _ in range(10):
+            part = loop.create_task(receive())
+            await asyncio.sleep(0)
+            loop.now += BODY_SECONDS - 1
+            for _ in range(5):
+                await asyncio.sleep(0)
+            parts.put_nowait({"type": "http.request", "body": b"x" * size, "more_body": True})
+            await part
+
+    loop = ByHand()
+    try:
+        if status is None:
+            loop.run_until_complete(upload())
+        else:
+            with pytest.raises(ApiError, match="65,536 bytes a second are needed") as refused:
+                loop.run_until_complete(upload())
+            assert refused.value.status == status
+    finally:
+        loop.close()
+
+
 def test_a_tenants_files_have_a_limit(base: Path, tmp_path: Path) -> None:
     """In bytes, also for uploads at the same time, and for each line. Every base name is taken, but not that of a tuned model."""
-    with tuning(base, tmp_path, "tune_bytes=2000", "max_body=1024", "tune_names=*") as small:
+    with tuning(base, tmp_path, "tune_bytes=3000", "max_body=1024", "tune_names=*") as small:
         row, files = b'{"messages": []}\n', small.client.files
 
         def upload(rows: int) -> int:
@@ -93,7 +166,7 @@ def test_a_tenants_files_have_a_limit(base: Path, tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(3) as pool:
             assert sorted(pool.map(upload, [100] * 3)) == [413, 413, 1700]
-        with pytest.raises(openai.APIStatusError, match="may have 2,000 bytes"):
+        with pytest.raises(openai.APIStatusError, match="may have 3,000 bytes"):
             small.other.files.create(file=("b.jsonl", row * 8000), purpose="fine-tune")
         with pytest.raises(openai.BadRequestError, match=r"b\.jsonl: a line has more than 1,024 bytes"):
             small.other.files.create(file=("b.jsonl", row + b'{"a": "' + b"a" * 1020 + b'"}\n'), purpose="fine-tune")

@@ -19,6 +19,7 @@ from rorqual.data.fingerprint import fingerprint
 from rorqual.evals.calibration import CascadeRule, read_cascade_rule
 from rorqual.fine_tuning.routes import router
 from rorqual.fine_tuning.service import LadderService, TuneService
+from rorqual.fine_tuning.store import LADDER
 from rorqual.serve.options import ServerOptions
 from rorqual.serve.server import CascadeArguments, serve
 from rorqual.serve.wire import EngineArguments
@@ -100,14 +101,28 @@ def _serve_with_tuning(engine: EngineArguments, chosen: ServeSettings) -> None:
         TuneService.extend,
         base=RunDir(Path(engine.run)),
         folder=Path(chosen.tune),
-        names=tuple(name.strip() for name in chosen.tune_names.split(",") if name.strip()),
-        file_bytes=chosen.tune_bytes,
+        names=_base_names(chosen.tune_names, engine.run),
+        tenant_bytes=chosen.tune_bytes,
         at_once=chosen.tune_jobs,
         memory=chosen.tune_memory,
         threads=engine.threads,
         load_ladder=_load_ladder,
     )
     serve(engine, chosen, extend=extend, routers=[router])
+
+
+def _base_names(table: str, run: str) -> dict[str, str]:
+    """Return what each name in `tune_names` means: "" for the served run, or the ladder. Raises ConfigError for another base."""
+    pairs = ([part.strip() for part in entry.partition("=")[::2]] for entry in table.split(",") if entry.strip())
+    names = {name: "" if base == run else base for name, base in pairs}
+    for name, base in names.items():
+        if base not in ("", LADDER):
+            raise ConfigError(
+                f"the base '{base}' of '{name}' is not served here",
+                where="key 'tune_names'",
+                remedy=f"Give {name} for the served run or {name}={LADDER}, or serve {base} by a server of its own.",
+            )
+    return names
 
 
 def _load_ladder(folder: Path, *, threads: int, **fields: Any) -> LadderService:

@@ -452,8 +452,8 @@ class Engine:
         return self._processor.grammar_compiler
 
     def stats(self) -> dict[str, float]:
-        """Return statistics of the first engine core: running and queued sequences, preemptions, KV-cache blocks by
-        state, and prefix-cache hits and misses.
+        """Return statistics of the first engine core: running and queued sequences, preemptions, loaded adapters, KV-cache
+        blocks by state, and prefix-cache hits and misses.
 
         Prefix-cache hits and misses are counted in prompt tokens. `invariant` is 1 if completions are bitwise independent of
         the batch, else 0.
@@ -464,6 +464,7 @@ class Engine:
             "waiting": len(core.scheduler.waiting),
             "invariant": float(self.invariant),
             "preemptions": core.scheduler.preemptions,
+            "adapters": len(self._adapters.sha256),
             **core.kv_cache.stats(),
         }
 

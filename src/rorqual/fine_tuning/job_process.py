@@ -35,8 +35,9 @@ from rorqual.train.loop import fit
 Train = Callable[[JobFolder, int, Callable[[], bool]], Outcome | None]
 """A function of a job's folder, the number of threads and whether to stop. It returns the end, or None if it was stopped."""
 KEPT_MODELS = 3
-"""The models of the last `KEPT_MODELS` epochs are kept, as in OpenAI's API."""
-CSV_FIELDS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+"""The models of the last `KEPT_MODELS` checkpoints are kept: after epochs, as in OpenAI's API, and at pauses."""
+CSV_FIELDS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+"""The columns of OpenAI's result file but `train_accuracy`, which the training loop does not measure."""
 MORE_METRICS = {"reward", "rewards/accuracies"}
 """Metrics of reinforcement and of DPO that an event has beside the loss."""
 LOCK_SECONDS = 30.0
@@ -77,7 +78,8 @@ def job_error(error: RorqualError, folder: JobFolder) -> JobError:
     if not isinstance(error, DataError):
         return JobError(code="training_failed", message=str(error))
     param = "validation_file" if str(folder.validation_data) in str(error) else "training_file"
-    return JobError(code=f"invalid_{param}", message=str(error), param=param)
+    problem = f"`{param}` is not valid for the method '{folder.job().method.type}': {error}"
+    return JobError(code=f"invalid_{param}", message=problem, param=param)
 
 
 def _wait_for_lock(path: Path) -> Lock:
@@ -139,22 +141,27 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     for end in plan.epoch_ends:
         if end in done:
             continue
-        if not _train_to(folder, plan, end, threads, is_stopped):
+        step = _train_to(folder, plan, end, threads, is_stopped)
+        if step < end and not folder.job().is_paused:
             return None
-        copy_model(folder.run, folder.model(end))
-        _add_checkpoint(folder, end, {"train_loss": _last_loss(folder.run), **measure(folder.run)})
-        for old in [one for one in plan.epoch_ends if one <= end][:-KEPT_MODELS]:
-            shutil.rmtree(folder.model(old).path, ignore_errors=True)
+        copy_model(folder.run, folder.model(step))
+        _add_checkpoint(folder, step, {"train_loss": _last_loss(folder.run), **measure(folder.run)})
+        kept = [folder.model(int(one)).path for one in folder.kept_steps()[-KEPT_MODELS:]]
+        for old in {*folder.models.iterdir()}.difference(kept):  # also what a killed process left
+            shutil.rmtree(old, ignore_errors=True)
+        if step < end:
+            return None
     write_atomic(folder.results_file, results_csv(folder))
-    write_report(job, folder)
+    write_report(job, folder, epochs=len(plan.epoch_ends))
     return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))
 
 
-def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopped: Callable[[], bool]) -> bool:
-    """Train up to step `end`, and return whether the step was reached. A step that was repeated after a kill gets no second event."""
-    if (folder.run.newest_complete_step()[0] or 0) >= end:
-        return True
-    reached, seen = 0, max((event["data"].get("step", 0) for event in folder.events()), default=0)
+def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopped: Callable[[], bool]) -> int:
+    """Train up to step `end`, and return the step that was reached. A step that was repeated after a kill gets no second event."""
+    reached = folder.run.newest_complete_step()[0] or 0
+    if reached >= end:
+        return end
+    seen = max((event["data"].get("step", 0) for event in folder.events()), default=0)
 
     def observe(record: dict[str, Any]) -> None:
         nonlocal reached
@@ -174,7 +181,7 @@ def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopp
         observe=observe,
         stop=lambda step: step >= end or is_stopped(),
     )
-    return reached >= end
+    return reached
 
 
 def _add_checkpoint(folder: JobFolder, step: int, metrics: dict[str, float]) -> None:
@@ -203,7 +210,7 @@ def copy_model(src: RunDir, dst: RunDir) -> None:
 
 
 def results_csv(folder: JobFolder) -> bytes:
-    """Return OpenAI's result file: a CSV table with a row for each step. The validation columns are filled where an epoch ends."""
+    """Return the result file: a CSV table with a row for each step. The validation columns are filled at checkpoints."""
     measured = {line["step_number"]: line["metrics"] for line in folder.checkpoint_lines()}
     text = io.StringIO()
     table = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")

@@ -44,7 +44,7 @@ def teach_ladder(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]
     """
     job, paths = folder.job(), TeachPaths(folder.taught)
     test = str(folder.validation_data) if job.validation_file is not None else ""
-    config = TeachConfig(file=str(folder.training_data), test=test, base=NONE, seed=job.seed, threads=threads)
+    config = TeachConfig(file=str(folder.training_data), test=test, base=NONE, seed=job.seed)
     with redirect_stdout(MeasuredRungs(folder)):
         teach(config, folder.taught, threads=threads, import_progress=lambda done, total, name: None)
     results = json.loads(paths.results.read_bytes())

@@ -26,7 +26,7 @@ TRIES = 3
 RETRY_SECONDS = 30.0
 """Seconds after which a job is tried again whose process found the disk full."""
 CHECKPOINT_SECONDS = 20.0
-"""Seconds that the process of a paused job has to write its checkpoint."""
+"""Seconds for which a request to pause a job waits until the job has stopped at a checkpoint."""
 TURN_SECONDS = 600.0
 """Seconds after which a running job lets the job of a tenant who has none running go first."""
 CONTINUED = "Fine-tuning job continues from its last checkpoint"
@@ -38,13 +38,14 @@ class JobQueue:
     """Starts the processes of jobs, and records how they end.
 
     `at_once`: number of jobs that run at the same time. `threads`, `memory`: threads and maximum bytes of a job's process; 0
-    bytes: no limit.
+    bytes: no limit. `tenant_bytes`: a job does not begin if its tenant has more bytes in the store.
     """
 
     store: TuneStore
     at_once: int = 1
     threads: int = 1
     memory: int = 0
+    tenant_bytes: int = 2**63 - 1
     _running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
     _ends: set[asyncio.Task[None]] = field(default_factory=set)
@@ -65,6 +66,7 @@ class JobQueue:
                 for job_id in list(self._unsaved):
                     self.update(self.store.jobs[job_id])
                 try:
+                    self.store.delete_expired_files()
                     await self._start_jobs()
                     self._end_turn()
                 except OSError as error:  # of memory, files or processes, for now
@@ -111,7 +113,12 @@ class JobQueue:
             if shutil.disk_usage(self.store.path).free < ROOM:
                 self._note_full_disk(job)
                 return
-            await self._start(job)
+            if job.started_at is None and (used := self.store.bytes_of(job.tenant)) > self.tenant_bytes:
+                problem = f"The files, jobs and models of this tenant have {used:,} bytes, the limit is {self.tenant_bytes:,}."
+                remedy = "Delete files or models, and create the job again. The operator can raise tune_bytes=."
+                self.finish(job, "failed", JobError(code="storage_full", message=f"{problem} {remedy}"))
+            else:
+                await self._start(job)
 
     def _end_turn(self) -> None:
         """If a tenant waits who has no job running, stop the job that has run longest, unless its turn is not over.
@@ -200,6 +207,8 @@ class JobQueue:
         self.note(job, message, "error" if status == "failed" else "info")
         job = self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
         self.store.folder(job.id).delete_training_files()
+        if status != "succeeded":
+            shutil.rmtree(self.store.folder(job.id).taught, ignore_errors=True)
         return job
 
     def _note_full_disk(self, job: Job) -> None:
@@ -217,15 +226,13 @@ class JobQueue:
         return True
 
     async def stop_job(self, job: Job, *, at_once: bool) -> None:
-        """Stop the process of a job, if it runs. Without `at_once`, the process first writes a checkpoint."""
+        """Stop the process of a job, if it runs. Without `at_once`, the process first writes a checkpoint, which may take longer than
+        this call, for example if a step does."""
         process = self._running.get(job.id)
         if process is None:
             return
         with suppress(ProcessLookupError):
             process.kill() if at_once else process.terminate()
-        try:
+        with suppress(TimeoutError):  # the job runs until it has stopped
             async with asyncio.timeout(CHECKPOINT_SECONDS):
                 await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

@@ -10,11 +10,10 @@ from rorqual.report.page import write_page
 from rorqual.report.table import Table
 
 
-def write_report(job: Job, folder: JobFolder) -> None:
-    """Write the report of a job whose training has ended to its folder."""
+def write_report(job: Job, folder: JobFolder, *, epochs: int) -> None:
+    """Write the report of a job whose training of `epochs` epochs has ended to its folder."""
     steps, kept = [*folder.run.metrics()], {line["step_number"] for line in folder.checkpoints()}
     lines = [line for line in folder.checkpoint_lines() if line["step_number"] or len(line["metrics"]) > 1]
-    epochs = len(folder.checkpoint_lines()) - 1
     names = dict.fromkeys(name for line in lines for name in line["metrics"] if name != "step")
     series = [Series(label="training loss", points=tuple((one["step"], one["loss"]) for one in steps))]
     if "full_valid_loss" in names:

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 import python_multipart  # noqa: F401  # `Request.form` needs it
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
 from rorqual.fine_tuning.examples import GRADER, check_examples
-from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest
+from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest, UploadFields
 from rorqual.fine_tuning.service import TuneService
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, StoredFile, new_id
 from rorqual.serve.bodies import BODY_SECONDS, read_body
@@ -31,14 +31,18 @@ from rorqual.serve.validation_errors import describe_value, validated
 
 router = APIRouter()
 Row = dict[str, Any]
-MOST_FILES, MOST_JOBS, LONGEST_NAME = 1000, 100, 256
-"""Maximum number of files and of unfinished jobs of a tenant, and maximum length of a file's name."""
+MOST_FILES, MOST_JOBS, MOST_KEPT, LONGEST_NAME = 1000, 100, 1000, 256
+"""Maximum number of files, of unfinished jobs and of all jobs of a tenant, and maximum length of a file's name."""
+LARGEST_FILE = 512 << 20
+"""Maximum bytes of a file, as in OpenAI's API."""
 PAGE, LARGEST_PAGE = 20, 10_000
 CHECKED_BYTES = 16 << 20
 RECENT = 20
 """The number of the last steps that tell how fast a job is."""
 FORM_BYTES = 65_536
 """Bytes of an upload's form beside the file."""
+SLOWEST = 65_536
+"""An upload that takes more than `BODY_SECONDS` must bring `SLOWEST` bytes a second."""
 
 
 def _service(request: Request) -> TuneService:
@@ -89,49 +93,67 @@ def _page(request: Request, rows: Sequence[Row], default: int = PAGE) -> JSONRes
 async def upload_file(request: Request) -> JSONResponse:
     """Store an uploaded file of the purpose `fine-tune`. Each line must be a JSON object."""
     service, tenant = _service(request), request.state.tenant
-    room = _room(service, tenant)
+    if (files := sum(file.tenant == tenant for file in [*service.store.files.values()])) >= MOST_FILES:
+        raise ApiError(413, f"This tenant has {files:,} files. Delete files first.", code="too_many_files")
+    room = await service.run_in_thread(tenant, partial(_room, service, tenant))
     async with service.bodies.reserve_body_slot(tenant):
-        limited = Request(request.scope, _limited_receive(request.receive, room + FORM_BYTES, service))
+        limited = Request(request.scope, limited_receive(request.receive, min(room, LARGEST_FILE)))
         async with limited.form(max_files=1, max_fields=4, max_part_size=FORM_BYTES) as form:
-            upload, purpose = form.get("file"), form.get("purpose")
+            upload = form.get("file")
             if not isinstance(upload, UploadFile):
                 raise bad_request("`file` is missing. Send a multipart form with the fields file and purpose.", "file")
-            if purpose != "fine-tune":
-                raise bad_request(f"`purpose` is {describe_value(purpose)}. Only 'fine-tune' is offered.", "purpose")
-            work = partial(_store_upload, service, upload, tenant)
+            expiry = _fields(form).expires_after
+            work = partial(_store_upload, service, upload, tenant, None if expiry is None else expiry.seconds)
             return JSONResponse((await service.run_in_thread(tenant, work)).shown())
 
 
+def _fields(form: FormData) -> UploadFields:
+    """Return the fields of an upload beside the file. Raises ApiError if one is wrong."""
+    fields, nested = dict[str, Any](), dict[str, Any]()
+    for name, value in form.items():
+        if name.startswith("expires_after["):
+            nested[name[14:-1]] = value
+        elif name != "file":
+            fields[name] = value
+    return validated(UploadFields, fields | ({"expires_after": nested} if nested else {}))
+
+
 def _room(service: TuneService, tenant: str, size: int = 1) -> int:
-    """Return how many bytes the tenant may still store. Raises ApiError if it is less than `size`, or if the files are too many."""
-    own = [file.bytes for file in [*service.store.files.values()] if file.tenant == tenant]
-    room = service.file_bytes - sum(own)
-    if len(own) >= MOST_FILES or room < size:
-        problem = f"The {len(own)} files of this tenant have {sum(own):,} bytes. Delete files first."
-        raise ApiError(413, problem, param="file", code="too_many_files")
-    return room
+    """Return how many bytes the tenant may still store. Raises ApiError if it is less than `size`."""
+    if (used := service.store.bytes_of(tenant)) + size > service.tenant_bytes:
+        problem = (
+            f"The files, jobs and models of this tenant have {used:,} bytes, the limit is {service.tenant_bytes:,}."
+        )
+        remedy = "Delete files or models first. The operator can raise tune_bytes=."
+        raise ApiError(413, f"{problem} {remedy}", code="storage_full")
+    return service.tenant_bytes - used
 
 
-def _limited_receive(receive: Callable[[], Any], limit: int, service: TuneService) -> Callable[[], Any]:
-    size = 0
+def limited_receive(receive: Callable[[], Any], limit: int) -> Callable[[], Any]:
+    """Return what receives an upload's form as `receive` does, and raises ApiError if the file has more than `limit` bytes, or if the
+    form arrives too slowly."""
+    size, began = 0, asyncio.get_running_loop().time()
 
     async def receive_some() -> Message:
         nonlocal size
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout_at(began + BODY_SECONDS + size / SLOWEST):
                 message: Message = await receive()
         except TimeoutError:
-            raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
+            problem = (
+                f"The file arrives too slowly. After {BODY_SECONDS:.0f} seconds, {SLOWEST:,} bytes a second are needed."
+            )
+            raise ApiError(408, problem) from None
         size += len(message.get("body", b""))
-        if size > limit:
-            problem = f"The file is too large: the files of a tenant may have {service.file_bytes:,} bytes."
+        if size > limit + FORM_BYTES:
+            problem = f"The file is too large: it may have {limit:,} bytes. Delete files or models, or split the file."
             raise ApiError(413, f"{problem} The operator can raise tune_bytes=.", param="file", code="body_too_large")
         return message
 
     return receive_some
 
 
-def _store_upload(service: TuneService, upload: UploadFile, tenant: str) -> StoredFile:
+def _store_upload(service: TuneService, upload: UploadFile, tenant: str, seconds: int | None) -> StoredFile:
     """Check and store an uploaded file. Raises ApiError if a line is not a JSON object, or if the disk is full."""
     name = Path(upload.filename or "file.jsonl").name[:LONGEST_NAME]
     temporary = service.store.path / f".upload-{secrets.token_hex(8)}.jsonl"
@@ -140,7 +162,7 @@ def _store_upload(service: TuneService, upload: UploadFile, tenant: str) -> Stor
         _room(service, tenant, temporary.stat().st_size)  # again, because others may have been stored meanwhile
         if not sum(1 for _ in read_rows(temporary)):
             raise DataError("the file has no rows", remedy="Give one JSON object a line.")
-        return service.store.add_file(temporary, tenant, name)
+        return service.store.add_file(temporary, tenant, name, seconds=seconds)
     except DataError as error:
         problem = f"`file` is not valid: {str(error).replace(str(temporary), name)}"
         raise bad_request(problem, "file", "invalid_file") from None
@@ -215,9 +237,7 @@ async def create_job(request: Request) -> JSONResponse:
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
     await service.run_in_thread(tenant, partial(_check_examples, request, asked))
-    own = [job for job in service.store.jobs.values() if job.tenant == tenant and not job.is_finished]
-    if len(own) >= MOST_JOBS:
-        raise ApiError(429, f"{len(own)} jobs of this tenant are not finished. Try again later.", code="queue_full")
+    await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
     job = Job(
         id=new_id("ftjob"),
@@ -238,6 +258,21 @@ async def create_job(request: Request) -> JSONResponse:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
     return await _shown(request, job)
+
+
+async def _make_place_for_job(service: TuneService, tenant: str) -> None:
+    """Make place for another job of the tenant. Raises ApiError if too many jobs are not finished, or have models."""
+    own = [job for job in service.store.jobs.values() if job.tenant == tenant]
+    if (unfinished := sum(not job.is_finished for job in own)) >= MOST_JOBS:
+        raise ApiError(429, f"{unfinished} jobs of this tenant are not finished. Try again later.", code="queue_full")
+    if len(own) < MOST_KEPT:
+        return
+    past = [job for job in own if job.is_finished and not job.has_model]
+    if not past:
+        raise ApiError(413, f"This tenant has {len(own):,} jobs and models. Delete models first.", code="storage_full")
+    oldest = min(past, key=lambda job: (job.created_at, job.id))
+    service.store.delete_job(oldest.id)
+    await service.forget_model(oldest.model_copy(update={"is_deleted": True}), "")
 
 
 def _check_examples(request: Request, asked: JobRequest) -> None:
@@ -271,22 +306,25 @@ async def _estimated_finish(request: Request, job: Job) -> int | None:
     if job.status != "running":
         return None
     service = _service(request)
-    events = await service.run_in_thread(job.tenant, service.store.folder(job.id).events)
-    steps = [event for event in events if event["type"] == "metrics"][-RECENT:]
+    return estimated_finish(await service.run_in_thread(job.tenant, service.store.folder(job.id).steps))
+
+
+def estimated_finish(steps: Sequence[Row]) -> int | None:
+    """Return when the last step ends if each step takes as long as the median of the last `RECENT`, so that pauses do not count."""
     if len(steps) < 2:
         return None
-    pace = median(
-        after["created_at"] - before["created_at"] for before, after in pairwise(steps)
-    )  # pauses do not count
+    pace = median(after["created_at"] - before["created_at"] for before, after in pairwise(steps[-RECENT:]))
     left = steps[-1]["data"]["total_steps"] - steps[-1]["data"]["step"]
     return round(steps[-1]["created_at"] + pace * left)
 
 
 @router.get("/v1/fine_tuning/jobs")
 async def list_jobs(request: Request) -> JSONResponse:
-    """Return the tenant's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs."""
+    """Return the tenant's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs, and `metadata=null` those without metadata."""
     wanted = {key[9:-1]: value for key, value in request.query_params.items() if key.startswith("metadata[")}
     own = [job for job in _service(request).store.jobs.values() if job.tenant == request.state.tenant]
+    if request.query_params.get("metadata") == "null":
+        own = [job for job in own if job.metadata is None]
     chosen = [job for job in own if wanted.items() <= (job.metadata or {}).items()]
     rows = [job.shown(await _estimated_finish(request, job)) for job in chosen]
     return _page(request, _newest_first(rows))
@@ -352,7 +390,7 @@ async def delete_model(request: Request, name: str) -> JSONResponse:
     head, is_checkpoint, step = name.partition(CHECKPOINT)
     job = service.tuned_job(head, request.state.tenant)
     steps = [] if job is None else service.store.folder(job.id).kept_steps()
-    if name in (service.name, *service.names):
+    if name in service.bases:
         raise bad_request("`model` is the base model, which cannot be deleted here.", "model")
     if job is None or not job.is_finished or (is_checkpoint and step not in steps):
         raise service.unknown_model_error(name)

@@ -20,6 +20,20 @@ class TuneSchema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class ExpiresAfter(TuneSchema):
+    """When an uploaded file expires, in OpenAI's form: `seconds` after its creation."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000, strict=False)]  # a form has texts
+
+
+class UploadFields(TuneSchema):
+    """The fields of `POST /v1/files` beside the file."""
+
+    purpose: Literal["fine-tune"]
+    expires_after: ExpiresAfter | None = None
+
+
 class Hyperparameters(TuneSchema):
     """Hyperparameters of a supervised job. `auto` lets the server choose."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from rorqual.core.records import NO_DEFAULTS, RunDir
 from rorqual.fine_tuning.queue import JobQueue
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, TuneStore
 from rorqual.serve.errors import ApiError, bad_request
+from rorqual.serve.metrics import Metric
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.service import ModelService, Service
 from rorqual.serve.validation_errors import describe_value
@@ -39,15 +43,14 @@ class LadderService(Protocol):
 class TuneService(ModelService):
     """A server of a base model, and of the models that its jobs trained.
 
-    `base`: the run of the base model. `names`: the names of base models that clients may give; `*` is every name. `file_bytes`:
-    maximum bytes of a tenant's files. `lock`: the lock of the store's folder. `load_ladder` returns the service of a folder that
-    `rorqual teach` wrote, from the folder, the number of threads, and the fields of `Service` with `queue`. `answerers`: the loaded
-    models of jobs without a language model, by the ids of the jobs.
+    `bases`: the names of base models that clients may give, and the folder of each name's run, or "" for the ladder; `*` is every
+    other name. `tenant_bytes`: maximum bytes of a tenant's files, jobs and models. `lock`: the lock of the store's folder.
+    `load_ladder` returns the service of a folder that `rorqual teach` wrote, from the folder, the number of threads, and the fields
+    of `Service` with `queue`. `answerers`: the loaded models of jobs without a language model, by the ids of the jobs.
     """
 
-    base: RunDir
-    names: Sequence[str]
-    file_bytes: int
+    bases: Mapping[str, str]
+    tenant_bytes: int
     store: TuneStore
     queue: JobQueue
     lock: Lock
@@ -61,14 +64,15 @@ class TuneService(ModelService):
         base: RunDir,
         folder: Path,
         *,
-        names: Sequence[str],
-        file_bytes: int,
+        names: Mapping[str, str],
+        tenant_bytes: int,
         at_once: int,
         memory: int,
         threads: int,
         load_ladder: Callable[..., LadderService],
     ) -> TuneService:
-        """Return `service` with the fine-tuning API. `at_once`, `memory` and `threads` are those of `JobQueue`.
+        """Return `service` with the fine-tuning API. `names`: further names of base models, and what each means: `LADDER`, or "" for
+        `base`. `at_once`, `tenant_bytes`, `memory` and `threads` are those of `JobQueue`.
 
         Raises ConfigError if the folder cannot be used.
         """
@@ -81,9 +85,12 @@ class TuneService(ModelService):
             ) from None
         lock = acquire_lock(folder, "Give each server its own folder.")
         store = TuneStore(folder)
-        queue = JobQueue(store, at_once=at_once, memory=memory, threads=threads)
+        queue = JobQueue(store, at_once=at_once, tenant_bytes=tenant_bytes, memory=memory, threads=threads)
         known = {one.name: getattr(service, one.name) for one in fields(service)}
-        own: dict[str, Any] = {"base": base, "names": names, "file_bytes": file_bytes, "store": store, "queue": queue}
+        run = str(base.path.absolute())
+        bases = {service.name: run} | {name: "" if meant == LADDER else run for name, meant in names.items()}
+        bases.setdefault(LADDER, "")
+        own: dict[str, Any] = {"bases": bases, "tenant_bytes": tenant_bytes, "store": store, "queue": queue}
         return cls(**known, **own, lock=lock, load_ladder=load_ladder)
 
     def tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
@@ -109,14 +116,12 @@ class TuneService(ModelService):
     def base_of(self, name: str) -> str:
         """Return the folder of the base model that clients call `name`, or "" for the ladder. Raises ApiError if it is not offered."""
         is_tuned = name.startswith("ft:") or CHECKPOINT in name  # only base models are tuned
-        if name in (self.name, *self.names) or (ALL in self.names and name != LADDER and not is_tuned):
-            return str(self.base.path.absolute())
-        if name == LADDER:
-            return ""
-        offered = ", ".join(dict.fromkeys((self.name, *self.names, LADDER)))
-        problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning. Use one of: {offered}"
-        remedy = "The operator can add names by tune_names=."
-        raise ApiError(404, f"{problem}. {remedy}", param="model", code="model_not_found")
+        base = self.bases.get(name, None if is_tuned else self.bases.get(ALL))
+        if base is None:
+            problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning"
+            remedy = f"Use one of: {', '.join(self.bases)}. The operator can add names by tune_names=."
+            raise ApiError(404, f"{problem}. {remedy}", param="model", code="model_not_found")
+        return base
 
     def tuned_job(self, name: str, tenant: str) -> Job | None:
         """Return the tenant's job whose model is called `name`, unless the model was deleted."""
@@ -165,6 +170,28 @@ class TuneService(ModelService):
         for job_id in [*self.answerers][:-MOST_ANSWERERS]:  # a running answer keeps its service alive
             self.answerers.pop(job_id, None)
         return found
+
+    async def more_metrics(self, only: str | None) -> Sequence[Metric]:
+        return await asyncio.to_thread(self._job_metrics, only)
+
+    def _job_metrics(self, only: str | None) -> Sequence[Metric]:
+        """Return how many jobs have each status, how long the oldest job has waited for its start, and the steps of running jobs."""
+        counts, waits, steps = Counter[str](), Counter[str](), Counter[str]()
+        for job in [*self.store.jobs.values()]:
+            if only not in (None, job.tenant):
+                continue
+            tenant, is_queued = f'tenant="{job.tenant}"', job.status == "queued"
+            counts[f'{{{tenant},status="{"paused" if is_queued and job.is_paused else job.status}"}}'] += 1
+            if is_queued and not job.is_paused and job.started_at is None:
+                waits[f"{{{tenant}}}"] = max(waits[f"{{{tenant}}}"], int(time.time()) - job.created_at)
+            if job.status == "running" and (done := self.store.folder(job.id).steps()):
+                steps[f'{{{tenant},kind="done"}}'] += done[-1]["data"]["step"]
+                steps[f'{{{tenant},kind="total"}}'] += done[-1]["data"]["total_steps"]
+        return [
+            ("tune_jobs", "gauge", "Fine-tuning jobs, by tenant and status.", counts),
+            ("tune_wait_seconds", "gauge", "Seconds that the oldest job has waited for its start, by tenant.", waits),
+            ("tune_steps", "gauge", "Steps of the running jobs, by tenant and kind.", steps),
+        ]
 
     def model_cards(self, tenant: str) -> list[dict[str, Any]]:
         tuned = [

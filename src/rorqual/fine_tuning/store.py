@@ -16,7 +16,9 @@ import shutil
 import string
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,13 +46,14 @@ def new_id(prefix: str) -> str:
 
 
 class StoredFile(Config):
-    """An uploaded file, or the result file of a job. `created_at` is a Unix time in seconds."""
+    """An uploaded file, or the result file of a job. `expires_at`: when the server deletes the file, or None for never."""
 
     id: str
     tenant: str
     filename: str
     bytes: Bytes
     created_at: Seconds
+    expires_at: Seconds | None = None
     purpose: Literal["fine-tune", "fine-tune-results"] = "fine-tune"
 
     def shown(self) -> dict[str, Any]:
@@ -191,7 +194,10 @@ class JobFolder:
         return parse_config(Job, json.loads(file.read_bytes()), where=str(file))
 
     def delete_training_files(self) -> None:
-        """Delete what only training needs: the links of the user's files, the run, and the results, which are stored files now."""
+        """Delete what only training needs: the links of the user's files, the run, and the results, which are stored files now.
+
+        A server does so for each finished job also when it starts, because an earlier server may have been killed before.
+        """
         for file in (self.training_data, self.validation_data, self.results_file, self.report_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.run.path, ignore_errors=True)
@@ -221,6 +227,10 @@ class JobFolder:
     def events(self) -> list[dict[str, Any]]:
         """Return all events in OpenAI's form, the oldest first."""
         return list(read_lines(self.path / "events.jsonl"))
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the events of training steps, the oldest first."""
+        return [event for event in self.events() if event["type"] == "metrics"]
 
     def add_checkpoint(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record that the model of `step` is complete, with its metrics by OpenAI's names."""
@@ -253,6 +263,9 @@ class TuneStore:
                     shutil.rmtree(folder, ignore_errors=True)
         self.files = {one.id: one for one in self._load_files()}
         self.jobs = {one.id: one for one in self._load_jobs()}
+        for job in self.jobs.values():
+            if job.is_finished:
+                self.folder(job.id).delete_training_files()
 
     def _load_files(self) -> Iterator[StoredFile]:
         for file in sorted(self.path.glob("files/*/file.json")):
@@ -280,12 +293,28 @@ class TuneStore:
         found = self.jobs.get(job_id)
         return found if found is not None and found.tenant == tenant else None
 
-    def add_file(self, source: Path, tenant: str, filename: str, purpose: str = "fine-tune") -> StoredFile:
-        """Move the file `source` into the store. Raises RorqualError if the file cannot be written."""
+    def bytes_of(self, tenant: str) -> int:
+        """Return the bytes of a tenant's files, jobs and models on the disk. A job's links of a file count once."""
+        sizes: dict[int, int] = {}
+        own = [self.content(file.id).parent for file in [*self.files.values()] if file.tenant == tenant]
+        own += [self.folder(job.id).path for job in [*self.jobs.values()] if job.tenant == tenant]
+        for folder, _, names in chain.from_iterable(map(os.walk, own)):
+            for name in names:
+                with suppress(FileNotFoundError):  # a job's process has deleted it
+                    found = os.lstat(os.path.join(folder, name))
+                    sizes[found.st_ino] = found.st_size
+        return sum(sizes.values())
+
+    def add_file(
+        self, source: Path, tenant: str, filename: str, purpose: str = "fine-tune", seconds: int | None = None
+    ) -> StoredFile:
+        """Move the file `source` into the store, where it expires after `seconds`. Raises RorqualError if the file cannot be written."""
+        now = int(time.time())
         data = {
             "filename": filename,
             "bytes": source.stat().st_size,
-            "created_at": int(time.time()),
+            "created_at": now,
+            "expires_at": None if seconds is None else now + seconds,
             "purpose": purpose,
         }
         stored = parse_config(StoredFile, {"id": new_id("file"), "tenant": tenant, **data}, where=filename)
@@ -325,6 +354,12 @@ class TuneStore:
             message = message.replace(str(path), known.filename if known is not None else str(file_id))
         return message.replace(f"{self.path}/", "")
 
+    def delete_expired_files(self) -> None:
+        """Delete the files whose time is over."""
+        for file in [*self.files.values()]:
+            if file.expires_at is not None and file.expires_at <= time.time():
+                self.delete_file(file.id)
+
     def delete_file(self, file_id: str) -> None:
         """Delete a file. Jobs keep their links of its content."""
         del self.files[file_id]
@@ -332,6 +367,12 @@ class TuneStore:
             missing_ok=True
         )  # first, so that a kill leaves no half a file
         shutil.rmtree(self.content(file_id).parent, ignore_errors=True)
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that has ended, and its models."""
+        del self.jobs[job_id]
+        (self.folder(job_id).path / "job.json").unlink(missing_ok=True)  # first, so that a kill leaves no half a job
+        shutil.rmtree(self.folder(job_id).path, ignore_errors=True)
 
     def add_job(self, job: Job) -> None:
         """Create the folder of a job, with links of its files. Raises OSError or RorqualError if the disk is full."""

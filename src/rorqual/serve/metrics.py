@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -13,15 +13,21 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, math.inf)
 RUNNING, WAITING = "Requests that are generating tokens", "Requests that wait for their first token"
 
 
+Metric = tuple[str, str, str, Mapping[str, float | str]]
+"""The name, the kind and the description of a metric, and its values as in `_metric`."""
+
+
 @dataclass(frozen=True)
 class ServerSnapshot:
-    """A snapshot of the server: the numbers of running and waiting requests per tenant, and the engine's statistics."""
+    """A snapshot of the server: the numbers of running and waiting requests per tenant, the engine's statistics, and `more`
+    metrics that not every server has."""
 
     alive: bool
     restarts: int
     running: Counter[str]
     waiting: Counter[str]
     stats: Mapping[str, float]
+    more: Sequence[Metric] = ()
 
 
 @dataclass
@@ -50,7 +56,8 @@ class ServerMetrics:
     def prometheus_text(self, now: ServerSnapshot, only: str | None = None) -> str:
         """Return the metrics in Prometheus' text format 0.0.4. `only`: the tenant whose metrics are returned, or None for all
         tenants."""
-        parts = [*self._tenant_metrics(now, only), *([] if only else self._server_metrics(now))]
+        more = (_metric(*one) for one in now.more)
+        parts = [*self._tenant_metrics(now, only), *more, *([] if only else self._server_metrics(now))]
         return "\n".join(line for part in parts for line in part) + "\n"
 
     def _tenant_metrics(self, now: ServerSnapshot, only: str | None) -> Iterator[list[str]]:

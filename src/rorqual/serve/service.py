@@ -26,7 +26,7 @@ from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.keys import ApiKeys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
-from rorqual.serve.metrics import ServerMetrics
+from rorqual.serve.metrics import Metric, ServerMetrics
 from rorqual.serve.rate_limit import RateLimit
 from rorqual.serve.schemas import ChatRequest, GenerationRequest, TextRequest
 from rorqual.serve.unsupported_fields import TEXT_ONLY, unsupported_type
@@ -107,6 +107,10 @@ class Service(ABC):
     @abstractmethod
     def model_details(self) -> dict[str, Any]:
         """Return the fields that describe the model in `/v1/models` and that OpenAI's API does not have."""
+
+    async def more_metrics(self, only: str | None) -> Sequence[Metric]:
+        """Return metrics that not every server has. `only`: the tenant whose metrics are returned, or None for all tenants."""
+        return ()
 
     @abstractmethod
     def active_requests(self) -> tuple[Counter[str], Counter[str]]:

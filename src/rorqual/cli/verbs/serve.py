@@ -45,10 +45,11 @@ class ServeSettings(ServerOptions, DeviceSettings):
     price_out: NonNegative = Field(0.0, description="fallback's price per million reply tokens")
     tune: str = Field("", description="folder of OpenAI's fine-tuning API: its files, jobs and tuned models")
     tune_names: str = Field(
-        "", description="base models' names that clients may give, separated by commas; *: every name"
+        "",
+        description="names of base models, separated by commas: NAME is the served run, NAME=ladder the ladder; *: every name",
     )
     tune_jobs: Count = Field(1, le=64, description="fine-tuning jobs that run at the same time")
-    tune_bytes: Bytes = Field(512 << 20, description="maximum bytes of a tenant's uploaded files")
+    tune_bytes: Bytes = Field(8 << 30, description="maximum bytes of a tenant's files, jobs and models")
     tune_memory: Bytes = Field(0, description="maximum bytes of memory of a fine-tuning job; 0: no limit")
     record_kept: bool = Field(False, description="for rollouts: return the tokens that top_p and top_k kept")
 

@@ -52,13 +52,14 @@ async def metrics(request: Request) -> Response:
     stats = {
         f"{name}{key}": one for name, bridge in zip(("", "teacher_"), bridges) for key, one in bridge.stats.items()
     }
+    tenant: str = request.state.tenant
+    only = None if tenant == service.operator or len({*service.keys.tenants.values()}) == 1 else tenant
     now = ServerSnapshot(
         alive=all(bridge.alive for bridge in bridges),
         restarts=sum(bridge.restarts for bridge in bridges),
         running=running,
         waiting=waiting,
         stats=stats,
+        more=await service.more_metrics(only),
     )
-    tenant: str = request.state.tenant
-    only = None if tenant == service.operator or len({*service.keys.tenants.values()}) == 1 else tenant
     return PlainTextResponse(service.metrics.prometheus_text(now, only), media_type="text/plain; version=0.0.4")

@@ -169,7 +169,8 @@ def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
     assert found.pop("processes_that_trained_when_their_server_was_killed") > 0
     assert found == {
         "jobs": {"supervised": 1, "dpo": 1}, "kills": 2, "succeeded": 2, "same_models": 2, "same_tokens": 2, "same_steps": 2,
-        "steps_in_order": 2, "events_twice": 0, "jobs_that_two_processes_trained_at_once": 0, "processes_that_began_after_the_end": 0,
+        "steps_in_order": 2, "events_twice": 0, "processes_that_outlived_their_server": 0,
+        "jobs_that_two_processes_trained_at_once": 0, "processes_that_began_after_the_end": 0,
     }  # fmt: skip
 
 

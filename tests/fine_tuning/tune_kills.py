@@ -113,11 +113,14 @@ class Tuning:
     def client(self, tenant: str) -> OpenAI:
         return OpenAI(base_url=f"{self.server.url}/v1", api_key=self.secrets[tenant], max_retries=0, timeout=60)
 
-    def kill(self) -> None:
-        """Kill the server as a power failure would, and start it again."""
+    def kill(self) -> list[int]:
+        """Kill the server as a power failure would, and start it again. Return the processes that still train a second later."""
         self.server.process.send_signal(signal.SIGKILL)
         self.server.process.wait()
+        time.sleep(1)
+        outlived = self.training()
         self.server = self.start()
+        return outlived
 
     def create(self, number: int) -> str:
         client, kind = self.client(TENANTS[number % len(TENANTS)]), KINDS[number % len(KINDS)]
@@ -229,13 +232,13 @@ def _torment(folder: Path, jobs: int, kills: int, seed: int, fill: bool) -> dict
     straight = [tuning.create(number) for number in range(jobs)]
     tuning.wait()
     witness, ids = Witness(tuning), [tuning.create(number) for number in range(jobs)]
-    done = said = struck = 0
+    done = said = struck = outlived = 0
     while done < kills and tuning.unfinished():
         while done % 2 == 0 and tuning.unfinished() and not tuning.training():
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 8))
         struck += len(tuning.training())
-        tuning.kill()
+        outlived += len(tuning.kill())
         done += 1
         if fill and done == kills // 2:
             said = fill_disk(tuning)
@@ -258,6 +261,7 @@ def _torment(folder: Path, jobs: int, kills: int, seed: int, fill: bool) -> dict
             for message, count in one["events"].items()
             if message not in (DISK_MESSAGE, CONTINUED)
         ),
+        "processes_that_outlived_their_server": outlived,
         "jobs_that_two_processes_trained_at_once": len(witness.end()),
         "processes_that_began_after_the_end": sum(began > one["ended"] for _, one in pairs for began in one["began"]),
     }

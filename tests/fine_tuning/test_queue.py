@@ -167,9 +167,10 @@ def test_a_job_whose_process_dies_again_and_again_fails(
 def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
     found = torment(tmp_path, jobs=2, kills=2, seed=1)
     assert found.pop("processes_that_trained_when_their_server_was_killed") > 0
+    assert found.pop("most_steps_between_a_kill_and_the_next_server") <= 10  # those that were under way
     assert found == {
         "jobs": {"supervised": 1, "dpo": 1}, "kills": 2, "succeeded": 2, "same_models": 2, "same_tokens": 2, "same_steps": 2,
-        "steps_in_order": 2, "events_twice": 0, "processes_that_outlived_their_server": 0,
+        "steps_in_order": 2, "events_twice": 0,
         "jobs_that_two_processes_trained_at_once": 0, "processes_that_began_after_the_end": 0,
     }  # fmt: skip
 

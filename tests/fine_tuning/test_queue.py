@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tune_kills import torment
+from tune_kills import torment, training
 from tuned_server import TuneServer, sums, tuning, wait, wait_for_event
 
 from rorqual.core.config import parse_config
+from rorqual.core.journal import read_lines
 from rorqual.fine_tuning import queue as rules
+from rorqual.fine_tuning.job_process import PROCESSES_FILE
 from rorqual.fine_tuning.queue import DISK_MESSAGE, JobQueue
 from rorqual.fine_tuning.schemas import Method
-from rorqual.fine_tuning.store import Job, TuneStore
+from rorqual.fine_tuning.store import Job, JobFolder, TuneStore
 
 SMALL_FILES = "-f 200"
 """Files of at most 200 blocks of 512 bytes: less than a checkpoint needs."""
+BY_HAND = """
+import sys
+from rorqual.fine_tuning import job_process as module
+module.LOCK_SECONDS = 0.0
+sys.exit(module.main(module.Path(sys.argv[1]), 1, 0, module.train_job))
+"""
+"""A second process of a job, which does not wait for the first to end."""
 
 
 def make_job(store: TuneStore, base: Path, name: str, tenant: str, created_at: int, rows: int = 4, **more: int) -> Job:
@@ -177,9 +189,40 @@ def test_a_job_whose_process_dies_again_and_again_fails(
 
 def test_no_job_is_lost_and_none_runs_twice(tmp_path: Path) -> None:
     found = torment(tmp_path, jobs=2, kills=2, seed=1)
+    assert found.pop("processes_that_trained_when_their_server_was_killed") > 0
+    assert found.pop("most_steps_between_a_kill_and_the_next_server") <= 10  # those that were under way
     assert found == {
-        "jobs": 2, "kills": 2, "succeeded": 2, "same_weights": 2, "same_tokens": 2, "events_twice": 0, "same_steps": 2
+        "jobs": {"supervised": 1, "dpo": 1}, "kills": 2, "succeeded": 2, "same_models": 2, "same_tokens": 2, "same_steps": 2,
+        "steps_in_order": 2, "events_twice": 0,
+        "jobs_that_two_processes_trained_at_once": 0, "processes_that_began_after_the_end": 0,
     }  # fmt: skip
+
+
+def test_a_process_ends_with_its_server_and_no_second_one_trains_the_job(base: Path, tmp_path: Path) -> None:
+    """A process that is started by hand is refused, and names the process that trains."""
+    with tuning(base, tmp_path) as killed:
+        long = {"n_epochs": 50, "batch_size": 1}
+        job = killed.create(sums(tmp_path / "data.jsonl", rows=100), hyperparameters=long)
+        folder = JobFolder(killed.folder / "jobs" / job.id)
+        wait_for_event(killed.client, job.id, "Step ")
+        [first] = training(folder)
+        command = [sys.executable, "-c", BY_HAND, str(folder.path)]
+        by_hand = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert f"another process is writing to this path: process {first}, since" in by_hand.stderr
+        assert by_hand.stderr.endswith("Wait until the job's process has ended.\n") and training(folder) == [first]
+        killed.server.process.kill()
+        killed.server.process.wait()
+        end = time.monotonic() + 10
+        while training(folder):
+            assert time.monotonic() < end, "the process outlives its server"
+            time.sleep(0.01)
+    with tuning(base, tmp_path) as later:
+        end = time.monotonic() + 300
+        while len(processes := [*read_lines(folder.path / PROCESSES_FILE)]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert later.client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    assert [one["server"] for one in processes] == [killed.server.process.pid, later.server.process.pid]
 
 
 def test_two_servers_do_not_share_a_folder(tuner: TuneServer, base: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from rorqual.core.config import parse_config
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.journal import append_line
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
 from rorqual.fine_tuning.recipe import JobPlan, plan_job
@@ -40,6 +41,8 @@ CSV_FIELDS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file but `train_accuracy`, which the training loop does not measure."""
 MORE_METRICS = {"reward", "rewards/accuracies"}
 """Metrics of reinforcement and of DPO that an event has beside the loss."""
+PROCESSES_FILE = "processes.jsonl"
+"""A file of the job's folder, for the operator: a line for each process that began to train the job, with its server."""
 LOCK_SECONDS = 30.0
 """Seconds that the process waits for an earlier process of the job to end."""
 
@@ -58,6 +61,8 @@ def main(path: Path, threads: int, memory: int, train: Train, *, can_always_stop
     threading.Thread(target=_watch_server, daemon=True).start()
     threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
     try:
+        line = {"process": os.getpid(), "server": os.getppid(), "began": time.time()}
+        append_line(path / PROCESSES_FILE, line)
         outcome = train(folder, threads, stopping.is_set)
         if outcome is None:
             return PAUSED

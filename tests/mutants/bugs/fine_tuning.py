@@ -31,6 +31,22 @@ MUTANTS = (
         "tests/fine_tuning/test_jobs.py::test_a_job_that_is_killed_between_checkpoints_tells_no_step_twice",
     ),
     one(
+        "a job's process takes no lock",
+        ISSUE,
+        "fine_tuning/job_process.py",
+        "lock = _wait_for_lock(path)",
+        'lock = acquire_lock(path / f"process-{os.getpid()}", "")',
+        "tests/fine_tuning/test_queue.py::test_a_process_ends_with_its_server_and_no_second_one_trains_the_job",
+    ),
+    one(
+        "a job's process outlives its server",
+        ISSUE,
+        "fine_tuning/job_process.py",
+        "threading.Thread(target=_watch_server, daemon=True).start()",
+        "pass",
+        "tests/fine_tuning/test_queue.py::test_a_process_ends_with_its_server_and_no_second_one_trains_the_job",
+    ),
+    one(
         "the first checkpoint's model is served as the tuned model",
         ISSUE,
         "fine_tuning/service.py",

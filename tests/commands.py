@@ -27,6 +27,11 @@ PRELOADED = [
     "rorqual.recipes.quickstart",
     "rorqual.evals.perplexity",
     "rorqual.cli.inspecting",
+    "rorqual.cli.generating",
+    "skops.io",  # 3 s: it imports all of scikit-learn
+    "sklearn.feature_extraction.text",
+    "pandas",
+    "pyarrow.dataset",
 ]
 LIMIT = 300
 """Seconds after which a command counts as hanging."""

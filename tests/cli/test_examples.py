@@ -66,7 +66,8 @@ def example(verb: str) -> str:
 
 def in_small(text: str) -> str:
     """The same commands with experiments of a few core-seconds: fewer core-minutes or steps do the same jobs with less work."""
-    return re.sub(r"--budget [\d.]+ ", "--budget 0.02 ", text).replace("steps=100 seed=", "steps=10 seed=")
+    text = re.sub(r"--budget [\d.]+ ", "--budget 0.02 ", text).replace("steps=100 seed=", "steps=10 seed=")
+    return text.replace("steps=5 row=1024", "steps=1 row=1024").replace("steps=30 out=", "steps=10 out=")
 
 
 def shell(text: str, folder: Path, programs: Path | None = None, limit: int = 600) -> subprocess.CompletedProcess[str]:

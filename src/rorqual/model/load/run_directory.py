@@ -24,7 +24,7 @@ from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import map_older_names
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import INDEXER, SCALE, NameEntry, find_differences, list_first_names
-from rorqual.model.meta_device import build_on_meta_device
+from rorqual.model.meta_device import allocate, build_on_meta_device
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.devices import check_device
 from rorqual.ops.quant import dequantize_blocks
@@ -141,6 +141,6 @@ def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     model = build_on_meta_device(read_model_config(run), ops)
     # An adapter is merged in fp32, before rounding.
     load_dtype = dtype if read_adapter_info(checkpoint) is None else torch.float32
-    model = model.to(dtype=load_dtype).to_empty(device=device)
+    model = allocate(model.to(dtype=load_dtype), device)
     load_weights(model, checkpoint)
     return model.to(dtype=dtype).eval()

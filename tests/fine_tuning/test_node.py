@@ -36,7 +36,7 @@ def test_openais_client_for_node_tunes_a_model(tuner: TuneServer, tmp_path: Path
         "filename": "sums.jsonl", "status": "succeeded", "cancelled": "cancelled", "checkpoints": 1, "listed": True,
         "model": True, "served": True, "gone": True, "deleted": True,
         "refused": {"status": 404, "param": "training_file", "kind": "NotFoundError"},
-        "head": "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
+        "head": "step,train_loss,valid_loss,valid_mean_token_accuracy",
     }  # fmt: skip
     [page] = blocks("js")
     named = page.replace("http://127.0.0.1:8000/v1", words[2]).replace("rq-...", words[3])

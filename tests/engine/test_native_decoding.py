@@ -83,6 +83,16 @@ def test_replies_are_those_of_single_steps(
     assert any(1 < done < most for most, done in calls), "a stop token within a call"
 
 
+def test_a_call_ends_only_where_a_row_does(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, calls: Calls
+) -> None:
+    """Tokens that would end a reply end none that ignores them."""
+    asked = [request(number, 5, max_tokens=90, temperature=9.0, ignore_eos=True) for number in range(8)]
+    replies = [reply for [reply] in native(models["gqa"], tokenizer, chat).generate(asked)]
+    assert any({*chat.stop_ids} & {*reply.token_ids[:-20]} for reply in replies)
+    assert calls and all(done == most for most, done in calls)
+
+
 PLAIN: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
 NOT_PLAIN: dict[str, dict[str, Any]] = {
     "top_p": {"top_p": 0.5},

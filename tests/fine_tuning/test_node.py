@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_page import blocks
+from test_moving_page import blocks
 from tuned_server import BASE, TuneServer, sums
 
 

@@ -16,7 +16,7 @@ from rorqual.cli.main import app
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
-LANGUAGES = {"yaml", "", "bash", "json", "python", "sh", "text"}
+LANGUAGES = {"yaml", "", "bash", "js", "json", "python", "sh", "text"}
 VERBS = {command.name for command in app.registered_commands}
 
 

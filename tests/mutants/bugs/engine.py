@@ -741,8 +741,8 @@ MUTANTS = (
         "min_p alone cuts nothing",
         "issue 14: second bug trial",
         "ops/sampling.py",
-        "(p.top_p < 1 or p.top_k > 0 or p.min_p > 0)",
-        "(p.top_p < 1 or p.top_k > 0)",
+        "(params.top_p < 1 or params.top_k > 0 or params.min_p > 0)",
+        "(params.top_p < 1 or params.top_k > 0)",
         "tests/ops/test_sampling.py::test_a_cut_of_a_large_vocabulary_is_the_stated_one",
     ),
     one(
@@ -1353,7 +1353,7 @@ MUTANTS = (
         "engine/native/csrc/variant.c",
         "ends |= !d->ignores_stops[row] && ids[row]",
         "ends |= ids[row]",
-        "tests/engine/test_native_decoding.py::test_replies_are_those_of_single_steps",
+        "tests/engine/test_native_decoding.py::test_a_call_ends_only_where_a_row_does",
     ),
     one(
         "a call goes on after a NaN",
@@ -1364,11 +1364,11 @@ MUTANTS = (
         "tests/engine/test_native_decoding.py::test_a_nan_ends_the_call_and_names_the_request",
     ),
     one(
-        "the experts of a call are those of its last step",
+        "the experts of a call are stored at the places of other steps",
         "issue 42: native kernels",
-        "engine/native/csrc/variant.c",
-        "if (step.experts != NULL) step.experts += rows * model->routers * model->per_token;",
-        "",
+        "engine/runner.py",
+        "self._store_hidden_and_experts(output, slots[:done].ravel())",
+        "self._store_hidden_and_experts(output, slots[:done][::-1].ravel())",
         "tests/engine/test_native_decoding.py::test_replies_are_those_of_single_steps",
     ),
     one(

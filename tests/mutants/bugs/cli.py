@@ -9,8 +9,8 @@ MUTANTS = (
         "a checkpoint that comes while another is read gives its name to that one's answers",
         "a review: 18 of 120 answers were another checkpoint's",
         "cli/evaluating.py",
-        "        if run.checkpoint() == checkpoint:\n",
-        "        if model:\n",
+        "        if run.checkpoint() == checkpoint:\n            return",
+        "        if model:\n            return",
         "tests/cli/test_eval_kept.py::test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place",
     ),
     one(

@@ -28,6 +28,12 @@ def line(*messages: dict[str, Any], **more: Any) -> bytes:
 
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+
+
+def with_arguments(text: str) -> dict[str, Any]:
+    return {**CALL, "function": {"name": "add", "arguments": text}}
+
+
 POISONS = [
     (GOOD + b"\n{\n", "not JSON", ":2"),
     (b'{"messages": "hello"}', "key 'messages' is a str, not a list", ":1"),
@@ -41,6 +47,16 @@ POISONS = [
     (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
     (line(USER, {"role": "assistant", "content": "b", "weight": 0.5}), "key 'weight' is 0.5", ":1: message 2"),
     (line(USER, {"role": "assistant", "tool_calls": [{"id": "c"}]}), "key 'tool_calls' is no list", ":1: message 2"),
+    (
+        line(USER, {"role": "assistant", "tool_calls": [with_arguments("{a: 2}")]}),
+        "key 'tool_calls' is no list",
+        ":1: message 2",
+    ),
+    (
+        line(USER, {"role": "assistant", "tool_calls": [with_arguments("[2]")]}),
+        "key 'tool_calls' is no list",
+        ":1: message 2",
+    ),
     (line({**USER, "tool_calls": [CALL]}), "a user turn has calls", ":1: message 1"),
     (
         line(USER, {"role": "assistant", "content": "b"}, tools=[{"name": "add"}]),

@@ -12,6 +12,7 @@ and `weight`: 0 keeps the message out of the loss. A row may have `tools`, and a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -97,17 +98,18 @@ def _message(message: Any, where: str) -> Message:
 def _tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
     calls = message.get("tool_calls") or ()
     try:
-        return tuple(ToolCall(str(call["id"]), *_named(call["function"], "arguments")) for call in calls)
-    except (TypeError, KeyError):
+        return tuple(ToolCall(str(call["id"]), *_name_and_arguments(call["function"])) for call in calls)
+    except (TypeError, KeyError, ValueError):
         raise DataError(
             "key 'tool_calls' is no list of calls", where=where, remedy=f"Give a list of {CALL_FORM}."
         ) from None
 
 
-def _named(function: Mapping[str, Any], key: str) -> tuple[str, str]:
-    if not isinstance(function["name"], str) or not isinstance(function[key], str):
+def _name_and_arguments(function: Mapping[str, Any]) -> tuple[str, str]:
+    name, arguments = function["name"], function["arguments"]
+    if not isinstance(name, str) or not isinstance(json.loads(arguments), dict):
         raise TypeError
-    return function["name"], function[key]
+    return name, arguments
 
 
 def read_tools(row: Mapping[str, Any], where: str) -> tuple[Tool, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ from distil_server import Adder
 from sums_task import SUMS, Make
 
 from rorqual.core.records import RunDir
-from rorqual.factory import FactoryConfig
+from rorqual.factory import FactoryConfig, card
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
+
+draw = cache(card.draw)
+
+
+@pytest.fixture(autouse=True)
+def _draw_a_chart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the charts of cards: the same data gives the same bytes, and drawing takes most of the time of a small factory."""
+    monkeypatch.setattr(card, "draw", draw)
 
 
 @pytest.fixture(scope="session")

@@ -172,8 +172,12 @@ def test_a_bad_line_is_named_before_anything_is_asked(
     golden(line("a", "b"), bad)
     words = ("compare", server.url, "golden=golden.jsonl", "model=m")
     assert said in output_of(*words, code=2) and not server.bodies
-    golden(line("a", "b"), line("a", "b", tools=[]))
-    assert "0/2" in output_of(*words)
+    golden(line("a", "b"), line("say:b", "b", tools=[]))
+    said = output_of(*words)
+    assert "1/2" in said and "the first 1 of 1" in said
+    golden(line("say:b", "b"))
+    said = output_of(*words, "out=same.json")
+    assert "1/1" in said and "the first" not in said
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,9 @@ BAD_DATA: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {"role": "assistant"}]}, "message 2: key 'content' is missing"),
     ({"messages": [USER, {"role": "assistant", "content": "b", "weight": 2}]}, "'weight' is 2"),
     ({"input": {"messages": []}}, "not a conversation"),
+    ({"messages": [USER]}, "no assistant message with text or calls to learn from"),
+    ({"messages": [USER, {"role": "assistant", "content": "b", "weight": 0}]}, "no assistant message with text"),
+    ({"messages": [USER, {"role": "assistant", "content": "b"}], "tools": [{}]}, "key 'tools' is no list of tools"),
     ({"messages": [USER, {"role": "assistant", "content": "b" * 900}]}, "the context of the base model is 256"),
 ]
 
@@ -252,7 +255,7 @@ def test_a_bad_line_is_named(base: Path, tmp_path: Path, row: dict[str, Any], pr
     error = job_error(refused.value, folder)
     assert (error.code, error.param) == ("invalid_training_file", "training_file")
     assert error.message.startswith("`training_file` is not valid for the method 'supervised': ")
-    assert str(folder.training_data) + (":5" if "context" not in problem else "") in error.message
+    assert f"{folder.training_data}:5" in error.message
 
 
 def test_a_jobs_threads_train_and_measure(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

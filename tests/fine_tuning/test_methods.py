@@ -19,7 +19,7 @@ from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
-from rorqual.fine_tuning.job_process import train_job
+from rorqual.fine_tuning.job_process import NOTHING_LEARNT, train_job
 from rorqual.fine_tuning.recipe import PREFERENCE_LR, REINFORCEMENT_LR, JobPlan, auto_epochs, plan_job, shared_targets
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run_directory import load_run
@@ -139,6 +139,8 @@ def test_jobs_of_pairs_and_of_graders_end_in_a_model(tuner: TuneServer, tmp_path
     steps = [event for event in jobs.list_events(job.id) if event.type == "metrics"]
     name = {"dpo": "rewards/accuracies", "reinforcement": "reward"}[kind]
     assert steps and all(name in event.data for event in steps)  # type: ignore[operator]
+    learnt_nothing = kind == "reinforcement" and not any(event.data[name] for event in steps)  # type: ignore[index]
+    assert (NOTHING_LEARNT in [event.message for event in jobs.list_events(job.id)]) == learnt_nothing
     asked = {"messages": [{"role": "user", "content": "1+1"}], "max_tokens": 2}
     reply = tuner.client.chat.completions.create(model=job.fine_tuned_model or "", **asked)  # type: ignore[call-overload]
     assert reply.usage.completion_tokens
@@ -191,6 +193,8 @@ def test_the_validation_file_of_prompts_is_answered(base: Path, tmp_path: Path) 
     replies = engine.generate([f"{a}+{a}" for a in range(7)], SamplingParams(max_tokens=most, temperature=0))
     scores = [text_similarity("fuzzy_match", one[0].text, str(2 * a)) for a, one in enumerate(replies)]
     assert checkpoint["metrics"]["full_valid_mean_reward"] == pytest.approx(sum(scores) / 7) and sum(scores) > 0
+    assert any(event["data"]["reward"] for event in folder.steps())
+    assert NOTHING_LEARNT not in [event["message"] for event in folder.events()]
     prompts(folder.validation_data).write_text('{"messages": [{"role": "user", "content": "1+1"}]}\n')
     with pytest.raises(DataError, match="no key 'answer'") as refused:
         train_job(folder, 1, lambda: False)

@@ -105,8 +105,14 @@ def test_jobs_and_models_are_in_a_tenants_quota(base: Path, tmp_path: Path) -> N
         size = sum(file.stat().st_size for file in models.rglob("*") if file.is_file())
         upload_is_refused(LIMIT - size)
         small.client.models.delete(job.fine_tuned_model or "")
-        assert upload(LIMIT - size)
+        kept = upload(LIMIT - size)
         assert small.create(sums(tmp_path / "c.jsonl"), small.other).id
+    with (
+        tuning(base, tmp_path, f"tune_bytes={LIMIT // 2}") as less,
+        pytest.raises(openai.APIStatusError, match="Delete files or models") as refused,
+    ):
+        less.client.fine_tuning.jobs.create(model="tiny", training_file=kept)
+    assert refused.value.status_code == 413
 
 
 def past(store: Path, number: int, status: str) -> None:

@@ -231,6 +231,10 @@ def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> No
                 server.create(sums(tmp_path / "data.jsonl"), model=name, method={"type": "dpo"})
         with pytest.raises(openai.NotFoundError, match="Use one of: tiny, a, b, intents, ladder"):
             server.create(sums(tmp_path / "data.jsonl"), model="c")
+        named = server.create(sums(tmp_path / "data.jsonl"), model="intents")
+        server.client.fine_tuning.jobs.cancel(named.id)
+        events = server.client.fine_tuning.jobs.list_events(named.id)
+        assert "The base 'intents' is the ladder here" in [event.message for event in events]
         for name in ("a", "b", "a"):
             server.create(sums(tmp_path / "data.jsonl"), model=name, hyperparameters={"n_epochs": 50, "batch_size": 1})
         end = time.monotonic() + 60

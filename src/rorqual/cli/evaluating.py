@@ -231,7 +231,8 @@ def compare_with_golden(model: str, golden: str, confidence: float, values: dict
     )
     note = expected_note(evaluation, problems, confidence)
     print("\n".join(filter(None, [agreement_table(evaluation, confidence).text(), note])))
-    print(differences_table(evaluation).text())
+    if (differences := differences_table(evaluation)).rows:
+        print(differences.text())
     warn_if_trained_on(model, Path(golden))
     if file is not None:
         print(f"  Every answer: {file}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from pathlib import Path
 
+from rorqual.core.conversations import read_conversation, read_tools
+from rorqual.core.errors import DataError
 from rorqual.core.rows import read_rows
-from rorqual.data.source.conversations import read_conversations
+from rorqual.data.source.conversations import is_trainable
 from rorqual.data.source.pairs import read_pair
 from rorqual.fine_tuning.schemas import Method
 from rorqual.tasks.openai_graders import openai_task
@@ -28,4 +30,8 @@ def check_examples(method: Method, file: Path, *, read: bool) -> None:
         for row in read_rows(file):
             read_pair(row)
     elif read:
-        read_conversations(file)
+        for row in read_rows(file):
+            read_tools(row.values, row.where)
+            if not is_trainable(read_conversation(row.values, row.where)):
+                problem = "key 'messages': no assistant message with text or calls to learn from, or an empty one"
+                raise DataError(problem, where=row.where, remedy="Correct the row, or remove it.")

@@ -26,6 +26,7 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import append_line
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
+from rorqual.fine_tuning.examples import check_examples
 from rorqual.fine_tuning.recipe import JobPlan, plan_job
 from rorqual.fine_tuning.report import write_report
 from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, SERVER_GONE, JobError, JobFolder, Outcome
@@ -41,6 +42,9 @@ CSV_FIELDS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file but `train_accuracy`, which the training loop does not measure."""
 MORE_METRICS = {"reward", "rewards/accuracies"}
 """Metrics of reinforcement and of DPO that an event has beside the loss."""
+NOTHING_LEARNT = (
+    "Every reply scored 0, so nothing was learnt. Train with 'supervised' first, or use a grader with partial scores."
+)
 PROCESSES_FILE = "processes.jsonl"
 """A file of the job's folder, for the operator: a line for each process that began to train the job, with its server."""
 LOCK_SECONDS = 30.0
@@ -136,6 +140,9 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     """
     job = folder.job()
     if not folder.plan_file.is_file():
+        for file in (folder.training_data, folder.validation_data):
+            if file.is_file():
+                check_examples(job.method, file, read=True)
         write_json(folder.plan_file, plan_job(job, folder).model_dump(mode="json"))
     plan = parse_config(JobPlan, json.loads(folder.plan_file.read_bytes()), where=str(folder.plan_file))
     measure = validation_metrics(job, folder, plan.run, threads)
@@ -156,6 +163,8 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
             shutil.rmtree(old, ignore_errors=True)
         if step < end:
             return None
+    if job.method.type == "reinforcement" and not any(event["data"].get("reward") for event in folder.steps()):
+        folder.add_event("warn", NOTHING_LEARNT)
     write_atomic(folder.results_file, results_csv(folder))
     write_report(job, folder, epochs=len(plan.epoch_ends))
     return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean
 
 from rorqual.core.config import Config, Count
+from rorqual.core.conversations import read_conversation, read_tools
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.core.rows import read_rows
 from rorqual.data.chat import ChatFormat, load_chat
-from rorqual.data.source.conversations import read_conversations
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.fine_tuning.examples import GRADER
@@ -70,13 +70,12 @@ def plan_job(job: Job, folder: JobFolder) -> JobPlan:
 
 def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     chosen = job.method.hyperparameters
-    lengths = sample_lengths(data, chat)
-    if max(lengths) > context:
-        raise DataError(
-            f"an example has {max(lengths)} tokens, but the context of the base model is {context}",
-            where=str(data),
-            remedy="Shorten the example.",
-        )
+    found = sample_lengths(data, chat)
+    longest, where = max(found)
+    if longest > context:
+        problem = f"an example has {longest} tokens, but the context of the base model is {context}"
+        raise DataError(problem, where=where, remedy="Shorten the example.")
+    lengths = [length for length, _ in found]
     update_tokens = value_or(chosen.batch_size, 0) * fmean(lengths) or STEP_TOKENS
     row = min(8 * math.ceil(max(*lengths, min(SHORTEST_ROW, update_tokens)) / 8), context)
     source = ConversationsConfig(data=str(data), rows=1, row=row)
@@ -178,11 +177,13 @@ def shared_targets(config: ModelConfig) -> tuple[str, ...]:
     return tuple(sorted({name.rpartition(".")[2] for name, _ in named_linear_maps(model)} - merged))
 
 
-def sample_lengths(data: Path, chat: ChatFormat) -> list[int]:
-    """Return the number of tokens of each training sample of a file of conversations."""
-    loaded = read_conversations(data)
-    pairs = zip(loaded.conversations, loaded.tools, strict=True)
-    return [len(one.ids) for turns, tools in pairs for one in chat.training_renderings(turns, tools)]
+def sample_lengths(data: Path, chat: ChatFormat) -> list[tuple[int, str]]:
+    """Return the number of tokens of each training sample of a file of conversations, and the place of its row."""
+    rows = [
+        (row.where, read_conversation(row.values, row.where), read_tools(row.values, row.where))
+        for row in read_rows(data)
+    ]
+    return [(len(one.ids), where) for where, turns, tools in rows for one in chat.training_renderings(turns, tools)]
 
 
 def auto_epochs(examples: int) -> int:

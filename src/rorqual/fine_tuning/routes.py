@@ -237,6 +237,7 @@ async def create_job(request: Request) -> JSONResponse:
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
     await service.run_in_thread(tenant, partial(_check_examples, request, asked))
+    await service.run_in_thread(tenant, partial(_room, service, tenant, 0))
     await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
     job = Job(
@@ -251,6 +252,8 @@ async def create_job(request: Request) -> JSONResponse:
     )
     try:
         service.store.add_job(job)
+        if not base and asked.model != LADDER:
+            service.store.folder(job.id).add_event("info", f"The base '{asked.model}' is the ladder here")
         if ignored := method.hyperparameters.given({*Hyperparameters.model_fields} if not base else WITHOUT_EFFECT):
             message = f"These hyperparameters have no effect here: {', '.join(ignored)}"
             service.store.folder(job.id).add_event("warn", message)

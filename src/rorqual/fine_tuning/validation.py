@@ -81,7 +81,7 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
 
 def _conversations(data: Path, chat: ChatFormat, context: int) -> list[TrainBatch]:
     """Return the rows of a file of conversations. Samples beyond the context are left out."""
-    row = min(max(*sample_lengths(data, chat), 8), context)
+    row = min(max(8, *(length for length, _ in sample_lengths(data, chat))), context)
     source = ConversationsConfig(data=str(data), rows=1, row=row, longer="skip")
     built = source.build(SourceInputs(None, chat.tokenizer, chat, 0, 1))  # type: ignore[arg-type]
     assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)

@@ -57,6 +57,11 @@ POISONS = [
         "key 'tool_calls' is no list",
         ":1: message 2",
     ),
+    (
+        line(USER, {"role": "assistant", "tool_calls": [with_arguments("[" * 100_000)]}),
+        "key 'tool_calls' is no list",
+        ":1: message 2",
+    ),
     (line({**USER, "tool_calls": [CALL]}), "a user turn has calls", ":1: message 1"),
     (
         line(USER, {"role": "assistant", "content": "b"}, tools=[{"name": "add"}]),

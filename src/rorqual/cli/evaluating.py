@@ -151,14 +151,14 @@ def load_with_fingerprint(run: RunDir, load: Callable[[], T]) -> tuple[T, str, i
     while True:
         checkpoint = run.checkpoint()
         try:
-            model, print_ = load(), fingerprint(run, checkpoint)
+            loaded = load(), fingerprint(run, checkpoint), int(checkpoint.name.removeprefix("step-"))
         except CheckpointError:
             if run.checkpoint() == checkpoint:
                 raise
             continue
         if run.checkpoint() == checkpoint:
-            return model, print_, int(checkpoint.name.removeprefix("step-"))
-        del model  # free the model's memory before the next load
+            return loaded
+        del loaded  # free the model's memory before the next load
 
 
 def provenance(model: str, step: int | None, settings: EvalSettings) -> dict[str, Any]:

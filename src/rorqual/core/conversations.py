@@ -12,11 +12,12 @@ and `weight`: 0 keeps the message out of the loss. A row may have `tools`, and a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
+
+import pydantic_core
 
 from rorqual.core.content_parts import Content, read_content
 from rorqual.core.errors import DataError, suggest_name
@@ -27,7 +28,7 @@ Conversation = tuple[Message, ...]
 PAIRS = (("prompt", "completion"), ("question", "answer"))
 REASONING = ("reasoning", "reasoning_content")
 OPEN, CLOSE = "<think>", "</think>"
-CALL_FORM = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": "JSON as text"}}'
+CALL_FORM = '{"id": ..., "type": "function", "function": {"name": ..., "arguments": "a JSON object as text"}}'
 TOOL_FORM = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
 ROLE = re.compile(r"(?:\A|\n\n)(system|user|assistant): ")
 DIALOGUE = re.compile(r"(system )?(user assistant )*user ")
@@ -107,7 +108,7 @@ def _tool_calls(message: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
 
 def _name_and_arguments(function: Mapping[str, Any]) -> tuple[str, str]:
     name, arguments = function["name"], function["arguments"]
-    if not isinstance(name, str) or not isinstance(json.loads(arguments), dict):
+    if not isinstance(name, str) or not isinstance(pydantic_core.from_json(arguments), dict):
         raise TypeError
     return name, arguments
 

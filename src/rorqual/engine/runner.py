@@ -106,6 +106,7 @@ class ModelRunner:
         """Bind the model to `backend` again, after the model's modules, weights or adapters have changed."""
         self.backend, self.model = backend, self._adapters.bind(backend.bind(self._source), self._adapted_rows)
         self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
+        self._decoding = self._step if isinstance(self._step, DecodingFunction) else None
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -193,12 +194,12 @@ class ModelRunner:
     @property
     def decodes_ahead(self) -> bool:
         """Whether `decode` can be called."""
-        return isinstance(self._step, DecodingFunction) and not self.histories.kept.shape[-1]
+        return self._decoding is not None and not self.histories.kept.shape[-1]
 
     def decode(self, steps: int, scheduler: Scheduler, stops: Ints) -> Ints:
         """Run up to `steps` decoding steps of all rows in one call of the backend, until a row ends. Store the sampled tokens, advance
         the rows by all steps but the last, and return the ids that the last step sampled [rows]."""
-        assert isinstance(self._step, DecodingFunction)
+        assert self._decoding is not None
         rows, n = scheduler.rows, len(scheduler.running)
         slot = rows.slot[:n]
         for sequence in scheduler.running:
@@ -212,18 +213,18 @@ class ModelRunner:
             self._tensor(self.histories.ids[slot, rows.position[:n]][None]),
             self._tensor(positions.reshape(1, -1)),
             StepCache(self.cache, self._plan),
-            torch.arange(n),
+            self._tensor(np.arange(n)),
             self.sampler.metadata(scheduler, n, steps),
             None,
             self.layers > 0,
         )
-        output = self._step.decode(step_input, stops, rows.ignore_eos[:n])
+        output = self._decoding.decode(step_input, stops, rows.ignore_eos[:n])
         assert output.sampled is not None
-        ids = output.sampled.ids.view(-1, n).numpy()
+        ids = output.sampled.ids.view(-1, n).cpu().numpy()
         done = len(ids)
         self._store_hidden_and_experts(output, slots[:done].ravel())
         self.histories.ids[slot, positions[:done] + 1] = ids
-        self.histories.logprobs[slot, positions[:done] + 1] = output.sampled.logprobs.view(-1, n).numpy()
+        self.histories.logprobs[slot, positions[:done] + 1] = output.sampled.logprobs.view(-1, n).cpu().numpy()
         rows.position[:n] += done - 1
         last: Ints = ids[-1]
         return last

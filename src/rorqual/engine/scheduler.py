@@ -344,8 +344,9 @@ class Scheduler:
         """
         n, rows = len(self.running), self.rows
         steps = min(most, int((rows.limit[:n] - rows.position[:n]).min()) - 1) if rows.plain[:n].all() else 1
-        tenants = {s.tenant for s in (*self.running, *self.waiting)}
-        if steps < 2 or self.prefilling or (self.waiting and self._free) or len(tenants) > 1:
+        if steps < 2 or self.prefilling or (self.waiting and self._free):
+            return 1
+        if len({s.tenant for s in (*self.running, *self.waiting)}) > 1:
             return 1
         ends = (rows.position[:n] + steps).tolist()
         missing = sum(max(0, -(-end // BLOCK) - len(s.blocks)) for s, end in zip(self.running, ends, strict=True))

@@ -1,12 +1,14 @@
-"""The check of a job's files when the job is created."""
+"""Read a job's files: the conversations of supervised jobs, and a check for every method when a job is created."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
-from rorqual.core.conversations import read_conversation, read_tools
+from rorqual.core.conversations import Conversation, read_conversation, read_tools
 from rorqual.core.errors import DataError
+from rorqual.core.records import Tool
 from rorqual.core.rows import read_rows
 from rorqual.data.source.conversations import is_trainable
 from rorqual.data.source.pairs import read_pair
@@ -30,8 +32,15 @@ def check_examples(method: Method, file: Path, *, read: bool) -> None:
         for row in read_rows(file):
             read_pair(row)
     elif read:
-        for row in read_rows(file):
-            read_tools(row.values, row.where)
-            if not is_trainable(read_conversation(row.values, row.where)):
-                problem = "key 'messages': no assistant message with text or calls to learn from, or an empty one"
-                raise DataError(problem, where=row.where, remedy="Correct the row, or remove it.")
+        deque(read_examples(file), maxlen=0)
+
+
+def read_examples(file: Path) -> Iterator[tuple[str, Conversation, tuple[Tool, ...]]]:
+    """Yield the place of each row of a file, its conversation and its tools. Raises DataError, with file and line, for a wrong row, and
+    for a row that teaches nothing."""
+    for row in read_rows(file):
+        conversation, tools = read_conversation(row.values, row.where), read_tools(row.values, row.where)
+        if not is_trainable(conversation):
+            problem = "key 'messages': no assistant message with text or calls to learn from, or an empty one"
+            raise DataError(problem, where=row.where, remedy="Correct the row, or remove it.")
+        yield row.where, conversation, tools

@@ -26,7 +26,6 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import append_line
 from rorqual.core.lock import Lock, acquire_lock
 from rorqual.core.records import MANIFEST_FILE, RunDir, write_atomic, write_json
-from rorqual.fine_tuning.examples import check_examples
 from rorqual.fine_tuning.recipe import JobPlan, plan_job
 from rorqual.fine_tuning.report import write_report
 from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, SERVER_GONE, JobError, JobFolder, Outcome
@@ -140,9 +139,6 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     """
     job = folder.job()
     if not folder.plan_file.is_file():
-        for file in (folder.training_data, folder.validation_data):
-            if file.is_file():
-                check_examples(job.method, file, read=True)
         write_json(folder.plan_file, plan_job(job, folder).model_dump(mode="json"))
     plan = parse_config(JobPlan, json.loads(folder.plan_file.read_bytes()), where=str(folder.plan_file))
     measure = validation_metrics(job, folder, plan.run, threads)
@@ -164,7 +160,7 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
         if step < end:
             return None
     if job.method.type == "reinforcement" and not any(event["data"].get("reward") for event in folder.steps()):
-        folder.add_event("warn", NOTHING_LEARNT)
+        folder.add_event_once(NOTHING_LEARNT, "warn")
     write_atomic(folder.results_file, results_csv(folder))
     write_report(job, folder, epochs=len(plan.epoch_ends))
     return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))

@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import fmean
 
 from rorqual.core.config import Config, Count
-from rorqual.core.conversations import read_conversation, read_tools
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.core.rows import read_rows
 from rorqual.data.chat import ChatFormat, load_chat
+from rorqual.data.source.pairs import read_pair
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.fine_tuning.examples import GRADER
+from rorqual.fine_tuning.examples import GRADER, read_examples
 from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
@@ -105,7 +105,7 @@ def _stream(source: ConversationsConfig, chat: ChatFormat, seed: int) -> Convers
 def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     chosen = job.method.hyperparameters
     assert isinstance(chosen, DPOHyperparameters)
-    pairs = sum(1 for _ in read_rows(data))
+    pairs = sum(1 for row in read_rows(data) if read_pair(row))
     batch = int(min(pairs, value_or(chosen.batch_size, PAIRS)))
     ends = _epoch_ends(pairs, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
     run = dpo(
@@ -179,11 +179,8 @@ def shared_targets(config: ModelConfig) -> tuple[str, ...]:
 
 def sample_lengths(data: Path, chat: ChatFormat) -> list[tuple[int, str]]:
     """Return the number of tokens of each training sample of a file of conversations, and the place of its row."""
-    rows = [
-        (row.where, read_conversation(row.values, row.where), read_tools(row.values, row.where))
-        for row in read_rows(data)
-    ]
-    return [(len(one.ids), where) for where, turns, tools in rows for one in chat.training_renderings(turns, tools)]
+    examples = read_examples(data)
+    return [(len(one.ids), where) for where, turns, tools in examples for one in chat.training_renderings(turns, tools)]
 
 
 def auto_epochs(examples: int) -> int:

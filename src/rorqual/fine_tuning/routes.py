@@ -237,7 +237,6 @@ async def create_job(request: Request) -> JSONResponse:
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
     await service.run_in_thread(tenant, partial(_check_examples, request, asked))
-    await service.run_in_thread(tenant, partial(_room, service, tenant, 0))
     await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
     job = Job(
@@ -264,7 +263,8 @@ async def create_job(request: Request) -> JSONResponse:
 
 
 async def _make_place_for_job(service: TuneService, tenant: str) -> None:
-    """Make place for another job of the tenant. Raises ApiError if too many jobs are not finished, or have models."""
+    """Make place for another job of the tenant. Raises ApiError if the tenant stores too much."""
+    await service.run_in_thread(tenant, partial(_room, service, tenant, 0))
     own = [job for job in service.store.jobs.values() if job.tenant == tenant]
     if (unfinished := sum(not job.is_finished for job in own)) >= MOST_JOBS:
         raise ApiError(429, f"{unfinished} jobs of this tenant are not finished. Try again later.", code="queue_full")

@@ -219,10 +219,10 @@ class JobFolder:
         line = {**event, "object": "fine_tuning.job.event", "type": kind, "data": dict(data or {})}
         append_line(self.path / "events.jsonl", line)
 
-    def add_event_once(self, message: str) -> None:
+    def add_event_once(self, message: str, level: Level = "info") -> None:
         """Append an event unless there is one with this message, of an earlier process of the job."""
         if all(event["message"] != message for event in self.events()):
-            self.add_event("info", message)
+            self.add_event(level, message)
 
     def events(self) -> list[dict[str, Any]]:
         """Return all events in OpenAI's form, the oldest first."""

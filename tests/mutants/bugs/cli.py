@@ -10,7 +10,7 @@ MUTANTS = (
         "a review: 18 of 120 answers were another checkpoint's",
         "cli/evaluating.py",
         "        if run.checkpoint() == checkpoint:\n            return",
-        "        if model:\n            return",
+        "        if loaded:\n            return",
         "tests/cli/test_eval_kept.py::test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place",
     ),
     one(

@@ -1335,8 +1335,8 @@ MUTANTS = (
         "every step of a call draws with the random numbers of the first",
         "issue 42: native kernels",
         "engine/native/csrc/variant.c",
-        "d->uniform + done * rows",
-        "d->uniform + 0 * done * rows",
+        "d->uniform + first_row",
+        "d->uniform + 0 * first_row",
         "tests/engine/test_native_decoding.py::test_replies_are_those_of_single_steps",
     ),
     one(
@@ -1399,8 +1399,8 @@ MUTANTS = (
         "several steps run while another tenant waits",
         "issue 42: native kernels",
         "engine/scheduler.py",
-        "(self.waiting and self._free) or len(tenants) > 1:",
-        "(self.waiting and self._free):",
+        "(*self.running, *self.waiting)}) > 1:",
+        "(*self.running, *self.waiting)}) > 99:",
         "tests/engine/test_native_decoding.py::test_tenants_take_turns_between_steps",
     ),
 )

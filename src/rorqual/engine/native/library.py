@@ -84,12 +84,13 @@ class DecodingTable(Structure):
     _fields_ = [
         ("steps", c_int64), ("temperature", c_void_p), ("greedy", c_void_p), ("uniform", c_void_p), ("stops", c_void_p),
         ("n_stops", c_int64), ("ignores_stops", c_void_p), ("sampled", c_void_p), ("logprobs", c_void_p),
+        ("done", c_int64),
     ]  # fmt: skip
 
 
 ARGUMENTS: dict[str, list[Any]] = {
     "run_step": [POINTER(ModelTable), POINTER(StepTable), c_int64],
-    "decode": [POINTER(ModelTable), POINTER(StepTable), POINTER(DecodingTable), c_int64],
+    "decode": [POINTER(DecodingTable), POINTER(ModelTable), POINTER(StepTable), c_int64],
     "apply_linear": [POINTER(LinearTable), c_void_p, c_int64, c_void_p, c_int64],
     "log_softmax": [c_void_p, c_int64, c_int64, c_int64, c_void_p],
     "draw": [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p],

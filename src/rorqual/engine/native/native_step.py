@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ctypes import byref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,20 +79,14 @@ class NativeStep:
             steps, chosen.temperature.data_ptr(), chosen.greedy.data_ptr(), uniform.ctypes.data, stops.ctypes.data, len(stops),
             ignores.ctypes.data, ids.data_ptr(), logprobs.data_ptr(),
         )  # fmt: skip
-        done = 0
-
-        def run(table: Any, call: Any, threads: int) -> bool:
-            nonlocal done
-            done = rows * library.kernel("decode")(table, call, byref(decoding), threads)
-            return not done
-
-        hidden, experts, logits = self._run(step, run)
+        hidden, experts, logits = self._run(step, partial(library.kernel("decode"), byref(decoding)))
+        done = rows * decoding.done
         sampled = SamplerOutput(ids[:done], logprobs[:done], logits)
         return StepOutput(hidden[:done], None if experts is None else experts[:done], sampled)
 
     def _run(self, step: StepInput, function: Callable[..., Any]) -> tuple[Tensor, Tensor | None, Tensor]:
         """Call `function` with the table of the model, the arguments of a step and the number of threads. Return the hidden states,
-        experts and logits. Raises RorqualError if `function` returns True, because no memory is left."""
+        experts and logits. Raises RorqualError if `function` returns 1, because no memory is left."""
         self._table = table = self._table or self._build_table(step)
         metadata, model = step.cache.plan.metadata, self._model
         pools = self._pool_addresses(step.cache.pools)

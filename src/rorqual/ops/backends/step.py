@@ -11,9 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from rorqual.ops.backends.attention import AttentionPlan
-from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
+from rorqual.ops.sampling import Ints, SamplerOutput, SamplingMetadata
 
-Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 

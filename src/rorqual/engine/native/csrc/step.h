@@ -102,12 +102,12 @@ typedef struct {
   const uint8_t *ignores_stops; /* [rows] */
   int64_t *sampled;             /* [steps, rows] */
   float *logprobs;              /* [steps, rows]; a row ends if one is not finite */
+  int64_t done;                 /* the steps that were run */
 } Decoding;
 
-/* Return how many steps were done, or 0 if there is no memory. */
-int decode_avx2(const Model *, const Step *, const Decoding *, int64_t threads);
-int decode_avx512(const Model *, const Step *, const Decoding *, int64_t threads);
 /* Return 0, or 1 if there is no memory. */
+int decode_avx2(Decoding *, const Model *, const Step *, int64_t threads);
+int decode_avx512(Decoding *, const Model *, const Step *, int64_t threads);
 int run_step_avx2(const Model *, const Step *, int64_t threads);
 int run_step_avx512(const Model *, const Step *, int64_t threads);
 void apply_linear_avx2(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);

@@ -319,17 +319,19 @@ static int sample_rows(const Model *model, const Step *step, const Decoding *d, 
   return ends;
 }
 
-int NAMED(decode, VARIANT)(const Model *model, const Step *first, const Decoding *d, int64_t threads) {
+int NAMED(decode, VARIANT)(Decoding *d, const Model *model, const Step *first, int64_t threads) {
   Step step = *first;
   const int64_t rows = step.tokens;
-  for (int64_t done = 0; done < d->steps; done++) {
-    if (NAMED(run_step, VARIANT)(model, &step, threads)) return 0;
-    int64_t *sampled = d->sampled + done * rows;
-    if (sample_rows(model, &step, d, d->uniform + done * rows, sampled, d->logprobs + done * rows)) return (int)done + 1;
+  int ends = 0;
+  for (d->done = 0; d->done < d->steps && !ends; d->done++) {
+    if (NAMED(run_step, VARIANT)(model, &step, threads)) return 1;
+    const int64_t first_row = d->done * rows;
+    int64_t *sampled = d->sampled + first_row;
+    ends = sample_rows(model, &step, d, d->uniform + first_row, sampled, d->logprobs + first_row);
     step.ids = sampled, step.positions += rows, step.slots += rows, step.hidden += rows * model->hidden;
     if (step.experts != NULL) step.experts += rows * model->routers * model->per_token;
   }
-  return (int)d->steps;
+  return 0;
 }
 
 void NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {

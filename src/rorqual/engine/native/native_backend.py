@@ -50,6 +50,8 @@ class Native(Backend):
     """The `native` backend, for inference on x86 processors with AVX2 or AVX-512."""
 
     name = "native"
+    int8 = False
+    """Whether linear maps and experts have weights of 8 bits."""
     invariant = True
     in_blocks = True
     lanes = PANEL
@@ -73,13 +75,13 @@ class Native(Backend):
         return None if model is None else unsupported_part(model)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return PanelLinear(weight, bias)(x)
+        return PanelLinear(weight, bias, int8=self.int8)(x)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        return PanelLinear(weight, bias)
+        return PanelLinear(weight, bias, int8=self.int8)
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        made = [[PanelLinear(weight, None) for weight in weights] for weights in (gate_up, down)]
+        made = [[PanelLinear(weight, None, int8=self.int8) for weight in weights] for weights in (gate_up, down)]
         return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -105,8 +107,15 @@ class Native(Backend):
         return SamplerOutput(ids, logits.gather(1, ids.unsqueeze(1)).squeeze(1), logits)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
-        return FittedBackend(Native(threads), True, threads)
+        return FittedBackend(type(self)(threads), True, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         assert isinstance(model, Decoder)
-        return NativeStep(model, self.threads)
+        return NativeStep(model, self.threads, int8=self.int8)
+
+
+class NativeInt8(Native):
+    """The `native` backend with weights of 8 bits, in blocks of 32 with a scale each, and inputs that are rounded alike."""
+
+    name = "native-int8"
+    int8 = True

@@ -73,10 +73,10 @@ INLINE void linear_panel(const Linear *map, const int64_t type, int64_t panel, c
 static void linear_panels(const Linear *map, const float *x, const Quantized *quantized, int64_t x_stride, int64_t rows, float *y,
                           int64_t stride, int64_t first, int64_t last) {
   for (int64_t panel = first; panel < last; panel++)
-    if (map->type == INT8)
-      quantized_panel((const uint8_t *)map->panels + panel * quantized->blocks * BLOCK_BYTES, quantized, y + panel * PANEL, stride),
-          add_bias(map, panel, rows, y + panel * PANEL, stride);
-    else if (map->type == FLOAT32)
+    if (map->type == INT8) {
+      quantized_panel((const uint8_t *)map->panels + panel * quantized->blocks * BLOCK_BYTES, quantized, y + panel * PANEL, stride);
+      add_bias(map, panel, rows, y + panel * PANEL, stride);
+    } else if (map->type == FLOAT32)
       linear_panel(map, FLOAT32, panel, x, x_stride, rows, y, stride);
     else
       linear_panel(map, BFLOAT16, panel, x, x_stride, rows, y, stride);
@@ -115,8 +115,10 @@ static void quantize_part(void *arg, int64_t part, int64_t parts) {
 static void linear(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t threads,
                    void *scratch) {
   LinearWork work = {map, x, y, x_stride, rows, stride, {0}};
-  if (map->type == INT8) work.quantized = quantized_rows(scratch, rows, map->in);
-  if (map->type == INT8) run_parts(quantize_part, &work, rows < threads ? 1 : threads);
+  if (map->type == INT8) {
+    work.quantized = quantized_rows(scratch, rows, map->in);
+    run_parts(quantize_part, &work, rows < threads ? 1 : threads);
+  }
   run_parts(linear_part, &work, threads);
 }
 

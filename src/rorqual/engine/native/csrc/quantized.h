@@ -65,7 +65,7 @@ INLINE int32_t four_quants(const int8_t *quants) {
 
 #if defined(__AVX512VNNI__)
 
-enum { QUANT_ROWS = 6, QUANT_VECTORS = 2 };
+enum { QUANT_ROWS = 3, QUANT_VECTORS = 4 };
 typedef __m512i dots;
 
 INLINE dots dots_zero(void) { return _mm512_setzero_si512(); }
@@ -122,46 +122,44 @@ INLINE v16 dots_less(dots sums, int32_t shift) {
 
 #endif
 
-/* `vectors` times 16 outputs of `rows` inputs. Both numbers are constants where it is called. */
+/* QUANT_VECTORS times 16 outputs of `rows` inputs, a constant where it is called */
 INLINE void quantized_tile(const uint8_t *panel, int64_t column, const Quantized *x, int64_t row, float *y, int64_t stride,
-                           const int rows, const int vectors) {
-  v16 sums[QUANT_ROWS][PANEL / LANES];
+                           const int rows) {
+  v16 sums[QUANT_ROWS][QUANT_VECTORS];
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < vectors; c++) sums[r][c] = v_set(0.0f);
+    for (int c = 0; c < QUANT_VECTORS; c++) sums[r][c] = v_set(0.0f);
   for (int64_t b = 0; b < x->blocks; b++) {
     const uint8_t *weights = panel + b * BLOCK_BYTES + column * 4;
     const uint16_t *scales = (const uint16_t *)(panel + b * BLOCK_BYTES + PANEL * QUANTS) + column;
-    dots found[QUANT_ROWS][PANEL / LANES];
+    dots found[QUANT_ROWS][QUANT_VECTORS];
     for (int r = 0; r < rows; r++)
-      for (int c = 0; c < vectors; c++) found[r][c] = dots_zero();
+      for (int c = 0; c < QUANT_VECTORS; c++) found[r][c] = dots_zero();
     for (int g = 0; g < GROUPS; g++)
-      for (int c = 0; c < vectors; c++)
+      for (int c = 0; c < QUANT_VECTORS; c++)
         for (int r = 0; r < rows; r++)
           found[r][c] = dots_add(found[r][c], weights + g * PANEL * 4 + c * LANES * 4,
                                  four_quants(x->quants + ((row + r) * x->blocks + b) * QUANTS + 4 * g));
     for (int r = 0; r < rows; r++) {
       const int64_t at = (row + r) * x->blocks + b;
-      for (int c = 0; c < vectors; c++)
+      for (int c = 0; c < QUANT_VECTORS; c++)
         sums[r][c] = v_fma(v_mul(v_load_half(scales + c * LANES), v_set(x->scales[at])), dots_less(found[r][c], x->shifts[at]), sums[r][c]);
     }
   }
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < vectors; c++) v_store(y + r * stride + c * LANES, sums[r][c]);
+    for (int c = 0; c < QUANT_VECTORS; c++) v_store(y + r * stride + c * LANES, sums[r][c]);
+}
+
+/* The outputs of a panel for `rows` inputs, a constant where it is called */
+INLINE void quantized_part(const uint8_t *panel, const Quantized *x, int64_t row, float *y, int64_t stride, const int rows) {
+  for (int c = 0; c < PANEL; c += QUANT_VECTORS * LANES) quantized_tile(panel, c, x, row, y + row * stride + c, stride, rows);
 }
 
 /* The outputs of a panel for all rows */
 static void quantized_panel(const uint8_t *panel, const Quantized *x, float *y, int64_t stride) {
   int64_t row = 0;
-  for (; row + QUANT_ROWS <= x->rows; row += QUANT_ROWS)
-    for (int c = 0; c < PANEL; c += QUANT_VECTORS * LANES)
-      quantized_tile(panel, c, x, row, y + row * stride + c, stride, QUANT_ROWS, QUANT_VECTORS);
-  for (; row < x->rows; row++) {
-#if defined(__AVX512VNNI__)
-    quantized_tile(panel, 0, x, row, y + row * stride, stride, 1, PANEL / LANES);
-#else
-    for (int c = 0; c < PANEL; c += LANES) quantized_tile(panel, c, x, row, y + row * stride + c, stride, 1, 1);
-#endif
-  }
+  for (; row + QUANT_ROWS <= x->rows; row += QUANT_ROWS) quantized_part(panel, x, row, y, stride, QUANT_ROWS);
+  for (; row + 2 <= x->rows; row += 2) quantized_part(panel, x, row, y, stride, 2);
+  if (row < x->rows) quantized_part(panel, x, row, y, stride, 1);
 }
 
 #endif

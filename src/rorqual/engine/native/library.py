@@ -21,6 +21,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1}
 INT8 = 2
 QUANTS = 32
 """Number of inputs of an 8-bit map that share a scale."""
+LARGEST = 127 * 65504.0
+"""Largest absolute value of an 8-bit map's weights. The scale is the largest of a block, divided by 127, in half precision."""
 VARIANTS = ("avx512vnni", "avx512", "avx2")
 """Instruction sets with compiled kernels, fastest first."""
 FORCED = "RORQUAL_NATIVE"
@@ -135,8 +137,14 @@ def to_panels(weight: Tensor) -> Tensor:
 
 def to_int8_panels(weight: Tensor) -> Tensor:
     """Return a weight [out, in] as bytes of 8-bit panels [ceil(out / 64), ceil(in / 32), 2176] (`csrc/quantized.h`)."""
+    return torch.cat(
+        [_round_to_panels(rows) for rows in weight.detach().split(16 * PANEL)]
+    )  # few fp32 copies at a time
+
+
+def _round_to_panels(weight: Tensor) -> Tensor:
     out, width = weight.shape
-    filled = torch.nn.functional.pad(weight.detach().float(), (0, -width % QUANTS, 0, -out % PANEL))
+    filled = torch.nn.functional.pad(weight.float(), (0, -width % QUANTS, 0, -out % PANEL))
     blocks = filled.view(len(filled) // PANEL, PANEL, -1, QUANTS)
     scales = (blocks.abs().amax(-1) / 127).half()
     quants = (blocks / scales.float().unsqueeze(-1)).nan_to_num(0, 0, 0).round().clamp(-127, 127) + 128

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rorqual.engine.native.library import PANEL, TYPES, instruction_set, kernel
+from rorqual.core.errors import NumericsError
+from rorqual.engine.native.library import LARGEST, PANEL, TYPES, instruction_set, kernel
 from rorqual.engine.native.native_step import NativeStep, unsupported_part
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model.decoder import Decoder
 from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
-from rorqual.ops.backends.reference import Backend, FittedBackend, Matrices
+from rorqual.ops.backends.reference import Backend, FittedBackend, M, Matrices
 from rorqual.ops.backends.step import StepFunction
 from rorqual.ops.moe import Routing
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
@@ -86,7 +87,7 @@ class Native(Backend):
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         plain = [
-            maps if isinstance(maps, Tensor) else [one.weight if isinstance(one, PanelLinear) else one for one in maps]
+            [one.weight.to(x.dtype) if isinstance(one, PanelLinear) else one for one in maps]
             for maps in (gate_up, down)
         ]
         return super().experts(x, routing, *plain)
@@ -115,7 +116,23 @@ class Native(Backend):
 
 
 class NativeInt8(Native):
-    """The `native` backend with weights of 8 bits, in blocks of 32 with a scale each, and inputs that are rounded alike."""
+    """The backend of `backend=native dtype=int8`: linear maps, experts and the head have weights of 8 bits.
+
+    Blocks of 32 weights share a scale (`csrc/quantized.h`). The inputs of these maps are rounded to 8 bits in the same blocks, and
+    sums over blocks are fp32. The embedding, norms, routers and the per-head maps of latent attention are not rounded. Outside of
+    engine steps, as in `score`, the inputs of experts are not rounded either.
+    """
 
     name = "native-int8"
     int8 = True
+
+    def prepare(self, model: M, *, take: bool = False) -> M:
+        """See `Backend.prepare`. Raises NumericsError if a scale would not be finite."""
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST:
+                raise NumericsError(
+                    f"the weight has NaN, infinity or a value above {LARGEST:.2g}",
+                    where=name,
+                    remedy="Load an earlier checkpoint, or use dtype=bfloat16.",
+                )
+        return super().prepare(model, take=take)

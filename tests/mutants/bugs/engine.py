@@ -1460,7 +1460,7 @@ MUTANTS = (
         "tests/engine/test_native_int8.py::test_a_value_that_is_not_finite_spoils_its_row_alone",
     ),
     one(
-        "a NaN among weights becomes 0 in 8 bits unseen",
+        "a NaN among weights is not named when they are packed in 8 bits",
         "issue 42: weights of 8 bits",
         "engine/native/native_backend.py",
         "not float(weight.detach().abs().max()) <= LARGEST",

@@ -200,7 +200,7 @@ def test_int8_is_a_dtype_of_the_native_backend(
 def test_adapters_need_weights_that_are_not_int8(run: Path, models: dict[str, Decoder], tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", run / "step-000001", models["mla"], seed=1)
     made = Engine(run, dtype="int8", backend="native")
-    with pytest.raises(ConfigError, match="runs no adapters"):
+    with pytest.raises(ConfigError, match="backend=native dtype=int8 fuses steps, and a fused step runs no adapters"):
         made.load_adapter("a", adapter)
 
 

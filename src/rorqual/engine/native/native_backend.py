@@ -123,7 +123,7 @@ class NativeInt8(Native):
     engine steps, as in `score`, the inputs of experts are not rounded either.
     """
 
-    name = "native-int8"
+    name = "native dtype=int8"  # errors name what the user wrote
     int8 = True
 
     def prepare(self, model: M, *, take: bool = False) -> M:

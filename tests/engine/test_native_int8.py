@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pytest
 import torch
 from adapted import write_adapter, write_base
+from hypothesis import given, settings
 from schedules import make_pool
-from test_native import bits, engine, prompts, usable
+from test_native import bits, engine, models_with_kernels, prompts, usable
 from test_same_bits import run_all
 from trained import CONTEXT, in_type, text
 
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.data.chat import ChatFormat
+from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.native.native_backend import NativeInt8
@@ -83,13 +84,14 @@ def test_a_product_is_the_definition_on_each_instruction_set(force: Callable[[st
             assert np.array_equal(alone, found), (name, seed)
 
 
-def test_the_largest_values_do_not_saturate(force: Callable[[str], None]) -> None:
+def test_the_largest_and_smallest_values_stay_exact(force: Callable[[str], None]) -> None:
     """All quants are 127 or -127, which is where 16 bits are too few for a pair of products."""
     for name in usable():
         force(name)
         for sign, other in ((1, 1), (1, -1), (-1, -1)):
             made = PanelLinear(torch.full((70, 96), 127.0 * sign), None, int8=True)
             assert (made(torch.full((3, 96), 127.0 * other)) == sign * other * 96 * 127**2).all()
+            assert (made(torch.full((3, 96), 1e-38 * other)) == 0).all(), "127 divided by the largest would be infinite"
 
 
 def test_the_weight_of_a_map_is_what_the_kernels_read() -> None:
@@ -167,6 +169,25 @@ def test_the_answers_of_int8_are_near_those_of_float32(
         of_steps = torch.tensor((completion.prompt_logprobs or [])[1:])
         of_passes = logprobs[:-2].gather(1, row[1:-1, None])[:, 0]
         assert (of_steps - of_passes).abs().mean() < 4e-3
+
+
+@settings(max_examples=15, report_multiple_bugs=False)
+@given(models_with_kernels())
+def test_any_model_answers_alike_in_a_batch_and_alone(model: Decoder) -> None:
+    """Widths are no multiples of a block, and experts have few rows."""
+    tokenizer = Tokenizer.byte_level()
+    requests = [
+        Request(
+            prompt_ids=tuple((37 * i + 11 * n) % 256 for i in range(n)),
+            params=SamplingParams(max_tokens=4, ignore_eos=True, prompt_logprobs=0),
+        )
+        for n in (90, 3, 17)
+    ]
+    together, alone = (
+        engine(model, tokenizer, chat_format(tokenizer), backend=INT8, pack=pack, record_experts=True)
+        for pack in (False, True)
+    )
+    assert bits(together, requests) == [one for request in requests for one in bits(alone, [request])]
 
 
 # ---- the setting

@@ -32,7 +32,7 @@ INLINE Quantized quantized_rows(void *memory, int64_t rows, int64_t in) {
   return (Quantized){rows, blocks_of(in), (int8_t *)(scales + 2 * n), scales, (int32_t *)(scales + n)};
 }
 
-/* A block with a value that is not finite has the scale NaN. */
+/* A block with a value that is not finite has the scale NaN. Values below 1e-30 are zeros, because 127 / 1e-38 is infinite. */
 static void quantize_row(const float *x, int64_t in, const Quantized *to, int64_t row) {
   for (int64_t b = 0; b < to->blocks; b++) {
     const int64_t at = row * to->blocks + b, left = in - b * QUANTS;
@@ -44,7 +44,7 @@ static void quantize_row(const float *x, int64_t in, const Quantized *to, int64_
     v_store(sizes, v_max(v_max(first, v_sub(none, first)), v_max(last, v_sub(none, last))));
     for (int i = 0; i < LANES; i++) highest = sizes[i] > highest ? sizes[i] : highest;
     to->scales[at] = highest / 127.0f + zero;
-    const v16 inverse = v_set(zero == 0.0f && highest > 0.0f ? 127.0f / highest : 0.0f);
+    const v16 inverse = v_set(zero == 0.0f && highest > 1e-30f ? 127.0f / highest : 0.0f);
     for (int i = 0; i < QUANTS; i += LANES) v_store(values + i, v_round(v_mul(v_load(values + i), inverse)));
     int32_t sum = 0;
     for (int i = 0; i < QUANTS; i++) {

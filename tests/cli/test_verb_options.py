@@ -390,7 +390,7 @@ CHATTED = {
     "think_budget": ({"thinking": "on"}, "2"),
     "seed": ({"temperature": "1.5"}, "1"),
 }
-CHAT_ALONE = {"threads", "device", "dtype"}
+CHAT_ALONE = {"threads", "device", "dtype", "backend"}
 
 
 def chatted(words: dict[str, str], between: str = "") -> str:
@@ -426,10 +426,32 @@ def test_chat_has_the_defaults_of_the_run_and_a_given_key_replaces_one(here: Pat
 
 @pytest.mark.usefixtures("here")
 def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
-    chatted({"max_tokens": "3", "threads": "2", "dtype": "bfloat16"})
-    assert engines == [{"run": "run", "device": "cpu", "dtype": "bfloat16", "slots": 1, "threads": 2}]
+    chatted({"max_tokens": "3", "threads": "2", "dtype": "bfloat16", "backend": "torch"})
+    expected = {"run": "run", "device": "cpu", "dtype": "bfloat16", "slots": 1, "threads": 2, "backend": "torch"}
+    assert engines == [expected]
     assert torch.get_num_threads() == 2, "a reply is drawn by the calling thread, and torch's operations share it out"
     refuses_devices("chat", "run")
+
+
+# ---- weights of 8 bits
+
+
+def test_int8_needs_the_native_backend(here: Path) -> None:
+    """By each command that has an engine of its own."""
+    (here / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
+    commands = {
+        "eval": ("run", "task=families:add", "count=1", "max_tokens=2", "out=e.json"),
+        "chat": ("run", "max_tokens=2"),
+        "bench": ("run", "batch=1", "prompt=4", "new=2", "repeats=1"),
+        "generate": ("p.jsonl", "run=run", "out=o.jsonl", "max_tokens=2", "quiet=true"),
+        "serve": ("run", "port=0"),
+    }
+    for verb, words in commands.items():
+        refused = output_of(verb, *words, "dtype=int8", code=2)
+        assert "dtype=int8 needs backend=native" in refused and "Add backend=native" in refused
+        if verb != "serve":
+            output_of(verb, *words, "dtype=int8", "backend=native")
+    assert "dtype" in output_of("attention", "run", "data=p.jsonl", "dtype=int8", code=2), "a command without an engine"
 
 
 # ---- bench
@@ -459,12 +481,14 @@ def test_bench_measures_what_it_is_told(
     assert {r.params for r in one} == {SamplingParams(max_tokens=5, ignore_eos=True)}
     found = json.loads((here / "b.json").read_text(encoding="utf-8"))
     given = {"batch": [1, 2], "prompt": [4, 9], "new": 5, "repeats": 2, "seed": 0, "threads": 1}
-    assert found["settings"] == given | {"out": "b.json", "device": "cpu", "dtype": "float32"} and found["threads"] == 1
+    own = {"out": "b.json", "device": "cpu", "dtype": "float32", "backend": "torch-invariant"}
+    assert found["settings"] == given | own and found["threads"] == 1
     assert found["settings"].keys() == BenchSettings.model_fields.keys()
     engine = {"run": Path("run"), "device": "cpu", "slots": 2, "threads": 1, "record_experts": False}
-    assert engines == [engine | {"run": "run", "dtype": "float32"}]
-    other = requests("seed=1", "dtype=bfloat16")
-    assert [r.prompt_ids for r in one] != [r.prompt_ids for r in other] and engines[-1]["dtype"] == "bfloat16"
+    assert engines == [engine | {"run": "run", "dtype": "float32", "backend": "torch-invariant"}]
+    other = requests("seed=1", "dtype=int8", "backend=native")
+    assert [r.prompt_ids for r in one] != [r.prompt_ids for r in other]
+    assert (engines[-1]["dtype"], engines[-1]["backend"]) == ("int8", "native")
     refuses_devices("bench", "run")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from rorqual.core.records import write_atomic
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine
+from rorqual.engine.native.library import FORCED, instruction_set, kernel
 from rorqual.model import Decoder
 
 
@@ -58,6 +59,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Use the native kernels of another instruction set."""
+
+    def use(name: str) -> None:
+        monkeypatch.setenv(FORCED, name)
+        instruction_set.cache_clear()
+        kernel.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    instruction_set.cache_clear()
+    kernel.cache_clear()
 
 
 class Trained(dict[str, Decoder]):

@@ -4,7 +4,7 @@ of threads and on every instruction set."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ctypes import byref
 from dataclasses import replace
 from pathlib import Path
@@ -39,21 +39,6 @@ from rorqual.ops.rope import Rope, Yarn
 from rorqual.ops.sampling import SamplingMetadata, SamplingSettings, sample
 
 Force = Callable[[str], None]
-
-
-@pytest.fixture
-def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Force]:
-    """Use the kernels of another instruction set."""
-
-    def use(name: str) -> None:
-        monkeypatch.setenv(FORCED, name)
-        instruction_set.cache_clear()
-        kernel.cache_clear()
-
-    yield use
-    monkeypatch.undo()
-    instruction_set.cache_clear()
-    kernel.cache_clear()
 
 
 def usable() -> tuple[str, ...]:

@@ -74,13 +74,13 @@ def test_tenants_take_turns(base: Path, tmp_path: Path) -> None:
 def test_a_long_job_lets_another_tenants_go_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When its turn is over, it stops at a checkpoint, and goes on later without repeating a step."""
     store = TuneStore(tmp_path)
-    long, other = make_job(store, base, "a", "a", 0, 60, batch_size=1), make_job(store, base, "b", "b", 10)
+    long, other = make_job(store, base, "a", "a", 0, 400, batch_size=1), make_job(store, base, "b", "b", 10)
     queue, folder = JobQueue(store), store.folder(long.id)
 
     def condition() -> bool:
         is_training = any(event["type"] == "metrics" for event in folder.events())
         is_over = is_training and store.jobs[other.id].status == "queued"
-        monkeypatch.setattr(rules, "TURN_SECONDS", 0.0 if is_over else 600.0)
+        monkeypatch.setattr(rules, "TURN_SECONDS", 3.0 if is_over else 600.0)
         return all(job.is_finished for job in store.jobs.values())
 
     asyncio.run(run_until(queue, condition))

@@ -74,14 +74,14 @@ def of_service(name: str) -> Callable[[ApiKeyMiddleware, dict[str, Any]], Any]:
 # option: another value than the default, where it arrives, what is there, and what is there by default
 OPTIONS: dict[str, tuple[str, Callable[[ApiKeyMiddleware, dict[str, Any]], Any], Any, Any]] = {
     "device": ("cuda:7", of_process("device"), "cuda:7", "cpu"),
-    "dtype": ("bfloat16", of_process("dtype"), "bfloat16", "float32"),
+    "dtype": ("int8", of_process("dtype"), "int8", "float32"),
     "slots": ("3", of_engine("slots"), 3, 16),
     "threads": ("5", of_process("threads"), 5, available_cores()),
     "max_len": ("1500", of_engine("max_len"), 1500, None),
     "cache_dir": ("CACHE", of_engine("cache_dir"), "CACHE", None),
     "cache_bytes": ("3000001", of_engine("cache_bytes"), 3000001, 1 << 30),
     "disk_bytes": ("3000002", of_engine("disk_bytes"), 3000002, 4 << 30),
-    "backend": ("torch", of_engine("backend"), "torch", "torch-invariant"),
+    "backend": ("native", of_engine("backend"), "native", "torch-invariant"),
     "step_tokens": ("48", of_engine("step_tokens"), 48, 256),
     "rollout_dir": ("WEIGHTS", of_process("rollout_dir"), "WEIGHTS", ""),
     "record_kept": ("true", of_engine("record_kept"), True, False),

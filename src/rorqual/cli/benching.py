@@ -24,7 +24,7 @@ import rorqual
 from rorqual.cli.eval_settings import REMOTE
 from rorqual.cli.inspecting import BYTES, count_text, memory_text
 from rorqual.cli.machine import available_cores, load_average, processor_name_and_flags
-from rorqual.cli.settings import Counts, DeviceSettings, check_device, parse_settings
+from rorqual.cli.settings import Counts, EngineSettings, check_device, parse_settings
 from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
@@ -34,7 +34,7 @@ from rorqual.generate.output import check_writable_path
 from rorqual.model.account import account
 
 
-class BenchSettings(DeviceSettings):
+class BenchSettings(EngineSettings):
     """Settings of `rorqual bench`."""
 
     batch: Counts = Field((1, 8, 32), description="numbers of concurrent requests, separated by commas")
@@ -79,6 +79,7 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
         slots=max(chosen.batch),
         threads=threads,
         record_experts=False,
+        backend=chosen.backend,
     )
     if max_tokens > engine.max_len:
         raise ConfigError(
@@ -180,7 +181,8 @@ def _machine_info() -> dict[str, Any]:
 def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
     """Return notes on how throughput and latency were measured, and on conditions that may distort the measurements."""
     total = account(engine.model.config).total
-    size = memory_text(total * BYTES[chosen.dtype])
+    block = 34 / 32  # 32 weights of 8 bits and their scale
+    size = memory_text(total * (block if chosen.dtype == "int8" else BYTES[chosen.dtype]))
     notes = [
         f"{count_text(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",
         "Prompts are random ids, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import DeviceSettings, check_device
+from rorqual.cli.settings import DeviceSettings, EngineSettings, check_device
 from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking, read_json
@@ -49,7 +49,7 @@ class ProblemSettings(DeviceSettings):
     threads: Natural = Field(0, description="threads; 0: all cores", exclude=True)
 
 
-class EvalSettings(ProblemSettings):
+class EvalSettings(EngineSettings, ProblemSettings):
     """Settings of `rorqual eval`."""
 
     samples: Count = Field(1, description="samples per problem")
@@ -72,7 +72,6 @@ class EvalSettings(ProblemSettings):
     model: str = Field("", description="for a server: name of its model", exclude=True)
     seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
     concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time", exclude=True)
-    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
 
     def evaluate_arguments(self) -> dict[str, Any]:
         """Return the arguments for `evals.evaluating.evaluate` that select the problems and set the sampling parameters."""

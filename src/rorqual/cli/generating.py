@@ -18,7 +18,7 @@ from pydantic import Field
 from rorqual.cli.eval_settings import REMOTE, SeedBits, load_client
 from rorqual.cli.evaluating import load_with_fingerprint, software_versions
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import WHERE, DeviceSettings, check_device, refuse_ineffective_settings, split_pairs
+from rorqual.cli.settings import WHERE, EngineSettings, check_device, refuse_ineffective_settings, split_pairs
 from rorqual.core.config import Natural, parse_config, parse_scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, suggest_name
 from rorqual.core.progress import clock_text
@@ -50,7 +50,7 @@ TAUGHT = ("run", "out", "prompt", "strict", "quiet", "threads")
 """Settings that have an effect if `run` is a folder that `rorqual teach` wrote."""
 
 
-class GenerateSettings(DeviceSettings):
+class GenerateSettings(EngineSettings):
     """Settings of `rorqual generate` other than sampling parameters."""
 
     run: str = Field(min_length=1, description="run folder, folder of rorqual teach, or a server's http://... address")
@@ -69,7 +69,6 @@ class GenerateSettings(DeviceSettings):
     model: str = Field("", description="for a server: name of its model")
     concurrency: int = Field(8, ge=1, le=1024, description="for a server: maximum requests at a time")
     seed_bits: SeedBits = Field(64, description="for a server: size of its seeds")
-    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
 
 
 def read_generate_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:

@@ -42,6 +42,15 @@ class DeviceSettings(Config):
     dtype: DType = Field("float32", description="type of the tensors")
 
 
+class EngineSettings(DeviceSettings):
+    """Settings of commands that load a run into an engine."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(  # type: ignore[assignment]  # one type more
+        "float32", description="type of the weights; int8 needs backend=native"
+    )
+    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
+
+
 P = TypeVar("P", bound=Config)
 
 
@@ -142,9 +151,9 @@ class VerbCommand(TyperCommand):
 
 
 def option_rows(settings: type[Config]) -> list[tuple[str, str]]:
-    """Return `key=default` and the description of each field that has a description. The fields `device` and `dtype` come
+    """Return `key=default` and the description of each field that has a description. The fields of `EngineSettings` come
     last."""
-    fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in DeviceSettings.model_fields)
+    fields = sorted(settings.model_fields.items(), key=lambda item: item[0] in EngineSettings.model_fields)
     return [(f"{name}={_default_text(field)}", field.description) for name, field in fields if field.description]
 
 

@@ -49,7 +49,14 @@ def chat(
     check_device(chosen.device)
     if chosen.threads:  # the engine runs in this thread, so it uses torch's thread count
         torch.set_num_threads(chosen.threads)
-    engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or available_cores())
+    engine = Engine(
+        run,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        slots=1,
+        threads=chosen.threads or available_cores(),
+        backend=chosen.backend,
+    )
     conversation, terminal = Conversation(engine, chosen, task), Terminal()
     prompts = RunDir(run).example_prompts()
     alone = bool(prompts) or task != TaskDefaults()

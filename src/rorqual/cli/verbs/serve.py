@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import DeviceSettings, Settings
+from rorqual.cli.settings import EngineSettings, Settings
 from rorqual.core.config import Bytes, Count, Natural, NonNegative, Share
 from rorqual.core.extras import require_extra
 from rorqual.serve.options import ServerOptions
 
 
-class ServeSettings(ServerOptions, DeviceSettings):
+class ServeSettings(ServerOptions, EngineSettings):
     """Settings of `rorqual serve`."""
 
     slots: int = Field(16, ge=1, le=4096, description="maximum sequences in a batch")
@@ -22,7 +22,6 @@ class ServeSettings(ServerOptions, DeviceSettings):
     cache_dir: str = Field("", description="folder of the prefix cache on disk, which survives restarts")
     cache_bytes: Bytes = Field(0, description="bytes of the KV cache in memory; 0: 1 GiB")
     disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1, description="maximum bytes of the prefix cache on disk")
-    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
     step_tokens: int = Field(
         256,
         ge=32,

@@ -26,9 +26,12 @@ FLAGS = [
     "-g0",
 ]
 """`-ffp-contract=off`: sums are fused where the source says so, and nowhere else."""
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 VARIANTS = {
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": AVX2,
+    "avx512": [*AVX2, *AVX512],
+    "avx512vnni": [*AVX2, *AVX512, "-mavx512vnni"],
 }
 
 

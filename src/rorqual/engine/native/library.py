@@ -18,7 +18,12 @@ from rorqual.engine.native.build import library_file
 PANEL = 64
 """Number of outputs of a linear map that are stored together."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-VARIANTS = ("avx512", "avx2")
+INT8 = 2
+QUANTS = 32
+"""Number of inputs of an 8-bit map that share a scale."""
+LARGEST = 127 * 65504.0
+"""Largest absolute value of an 8-bit map's weights. The scale is the largest of a block, divided by 127, in half precision."""
+VARIANTS = ("avx512vnni", "avx512", "avx2")
 """Instruction sets with compiled kernels, fastest first."""
 FORCED = "RORQUAL_NATIVE"
 """Environment variable that names the instruction set to use."""
@@ -101,10 +106,9 @@ ARGUMENTS: dict[str, list[Any]] = {
 def instruction_set() -> str | None:
     """Return the fastest instruction set of this processor with kernels, or None. The variable RORQUAL_NATIVE forces one."""
     capability = torch.backends.cpu.get_cpu_capability()
-    best = {"AVX512": 0, "AVX2": 1}.get(capability)
-    if not FILE.is_file() or best is None:
+    if not FILE.is_file() or capability not in ("AVX512", "AVX2"):
         return None
-    usable = VARIANTS[best:]
+    usable = VARIANTS[2:] if capability == "AVX2" else VARIANTS[0 if ctypes.CDLL(str(FILE)).has_vnni() else 1 :]
     forced = os.environ.get(FORCED, usable[0])
     if forced not in usable:
         raise ConfigError(
@@ -130,6 +134,33 @@ def to_panels(weight: Tensor) -> Tensor:
     out, width = weight.shape
     filled = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -out % PANEL))
     return filled.view(-1, PANEL, width).transpose(1, 2).contiguous()
+
+
+def to_int8_panels(weight: Tensor) -> Tensor:
+    """Return a weight [out, in] as bytes of 8-bit panels [ceil(out / 64), ceil(in / 32), 2176] (`csrc/quantized.h`)."""
+    return torch.cat(
+        [_round_to_panels(rows) for rows in weight.detach().split(16 * PANEL)]
+    )  # few fp32 copies at a time
+
+
+def _round_to_panels(weight: Tensor) -> Tensor:
+    out, width = weight.shape
+    filled = torch.nn.functional.pad(weight.float(), (0, -width % QUANTS, 0, -out % PANEL))
+    blocks = filled.view(len(filled) // PANEL, PANEL, -1, QUANTS)
+    scales = (blocks.abs().amax(-1) / 127).half()
+    quants = (blocks / scales.float().unsqueeze(-1)).nan_to_num(0, 0, 0).round().clamp(-127, 127) + 128
+    grouped = quants.to(torch.uint8).unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)  # [panels, blocks, 8, 64, 4]
+    return torch.cat([grouped.flatten(2), scales.transpose(1, 2).contiguous().view(torch.uint8)], dim=-1)
+
+
+def from_int8_panels(panels: Tensor, out: int, width: int) -> Tensor:
+    """Return the weight [out, in] in float32 that 8-bit panels stand for."""
+    quants, scales = panels.split((PANEL * QUANTS, 2 * PANEL), dim=-1)
+    blocks = (
+        quants.unflatten(-1, (-1, PANEL, 4)).permute(0, 3, 1, 2, 4).flatten(3).float() - 128
+    )  # [panels, 64, blocks, 32]
+    wide = blocks * scales.contiguous().view(torch.float16).float().transpose(1, 2).unsqueeze(-1)
+    return wide.flatten(2).flatten(0, 1)[:out, :width].contiguous()
 
 
 def from_panels(panels: Tensor, out: int) -> Tensor:

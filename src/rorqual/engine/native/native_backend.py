@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rorqual.engine.native.library import PANEL, TYPES, instruction_set, kernel
+from rorqual.core.errors import NumericsError
+from rorqual.engine.native.library import LARGEST, PANEL, TYPES, instruction_set, kernel
 from rorqual.engine.native.native_step import NativeStep, unsupported_part
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model.decoder import Decoder
 from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
-from rorqual.ops.backends.reference import Backend, FittedBackend, Matrices
+from rorqual.ops.backends.reference import Backend, FittedBackend, M, Matrices
 from rorqual.ops.backends.step import StepFunction
 from rorqual.ops.moe import Routing
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
@@ -50,6 +51,8 @@ class Native(Backend):
     """The `native` backend, for inference on x86 processors with AVX2 or AVX-512."""
 
     name = "native"
+    int8 = False
+    """Whether linear maps and experts have weights of 8 bits."""
     invariant = True
     in_blocks = True
     lanes = PANEL
@@ -73,18 +76,18 @@ class Native(Backend):
         return None if model is None else unsupported_part(model)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return PanelLinear(weight, bias)(x)
+        return PanelLinear(weight, bias, int8=self.int8)(x)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        return PanelLinear(weight, bias)
+        return PanelLinear(weight, bias, int8=self.int8)
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        made = [[PanelLinear(weight, None) for weight in weights] for weights in (gate_up, down)]
+        made = [[PanelLinear(weight, None, int8=self.int8) for weight in weights] for weights in (gate_up, down)]
         return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         plain = [
-            maps if isinstance(maps, Tensor) else [one.weight if isinstance(one, PanelLinear) else one for one in maps]
+            [one.weight.to(x.dtype) if isinstance(one, PanelLinear) else one for one in maps]
             for maps in (gate_up, down)
         ]
         return super().experts(x, routing, *plain)
@@ -105,8 +108,31 @@ class Native(Backend):
         return SamplerOutput(ids, logits.gather(1, ids.unsqueeze(1)).squeeze(1), logits)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> FittedBackend:
-        return FittedBackend(Native(threads), True, threads)
+        return FittedBackend(type(self)(threads), True, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         assert isinstance(model, Decoder)
-        return NativeStep(model, self.threads)
+        return NativeStep(model, self.threads, int8=self.int8)
+
+
+class NativeInt8(Native):
+    """The backend of `backend=native dtype=int8`: linear maps, experts and the head have weights of 8 bits.
+
+    Blocks of 32 weights share a scale (`csrc/quantized.h`). The inputs of these maps are rounded to 8 bits in the same blocks, and
+    sums over blocks are fp32. The embedding, norms, routers and the per-head maps of latent attention are not rounded. Outside of
+    engine steps, as in `score`, the inputs of experts are not rounded either.
+    """
+
+    name = "native dtype=int8"  # errors name what the user wrote
+    int8 = True
+
+    def prepare(self, model: M, *, take: bool = False) -> M:
+        """See `Backend.prepare`. Raises NumericsError if a scale would not be finite."""
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST:
+                raise NumericsError(
+                    f"the weight has NaN, infinity or a value above {LARGEST:.2g}",
+                    where=name,
+                    remedy="Load an earlier checkpoint, or use dtype=bfloat16.",
+                )
+        return super().prepare(model, take=take)

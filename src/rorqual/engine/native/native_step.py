@@ -55,8 +55,8 @@ class NativeStep:
     step whenever weights have changed.
     """
 
-    def __init__(self, model: Decoder, threads: int) -> None:
-        self._model, self._threads = model, threads
+    def __init__(self, model: Decoder, threads: int, *, int8: bool) -> None:
+        self._model, self._threads, self._int8 = model, threads, int8
         self._table: library.ModelTable | None = None
         self._kept: list[Any] = []  # what the table points to
         self._pools: tuple[object, npt.NDArray[np.int64]] | None = None
@@ -192,7 +192,7 @@ class NativeStep:
         made = []
         for gate_up, down in maps:
             first, second = (
-                self._linear(one if isinstance(one, PanelLinear) else PanelLinear(one, None)) for one in (gate_up, down)
+                self._linear(one if isinstance(one, PanelLinear) else self._panels(one)) for one in (gate_up, down)
             )
             made.append(library.DenseTable(first, second, second.in_))
         return self._array(library.DenseTable, made)
@@ -216,12 +216,15 @@ class NativeStep:
         maps = [getattr(layer, name) for group in layer.shared_input for name in group]
         weight = torch.cat([one.weight.detach() for one in maps])
         bias = None if maps[0].bias is None else torch.cat([one.bias.detach() for one in maps])
-        return self._linear(PanelLinear(weight, bias))
+        return self._linear(self._panels(weight, bias))
+
+    def _panels(self, weight: Tensor, bias: Tensor | None = None) -> PanelLinear:
+        return PanelLinear(weight, bias, int8=self._int8)
 
     def _linear(self, module: nn.Module) -> library.LinearTable:
         if not isinstance(module, PanelLinear):
             assert isinstance(module, (nn.Linear, nn.Embedding))
-            module = PanelLinear(module.weight, getattr(module, "bias", None))
+            module = self._panels(module.weight, getattr(module, "bias", None))
         self._kept.append(module)
         return module.table()
 

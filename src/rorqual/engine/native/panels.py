@@ -7,35 +7,48 @@ from ctypes import byref
 import torch
 from torch import Tensor
 
-from rorqual.engine.native.library import TYPES, LinearTable, from_panels, kernel, pad_to_panels, to_panels
+from rorqual.engine.native.library import (
+    INT8,
+    TYPES,
+    LinearTable,
+    from_int8_panels,
+    from_panels,
+    kernel,
+    pad_to_panels,
+    to_int8_panels,
+    to_panels,
+)  # fmt: skip
 from rorqual.ops.layer import LinearMap
 
 
 class PanelLinear(LinearMap):
-    """A linear map y = x W^T + b whose weight [out, in] is stored only in panels. It has no gradients.
+    """A linear map y = x W^T + b whose weight [out, in] is stored only in panels, with `int8` in 8 bits. It has no gradients.
 
     Inputs and sums are fp32, whatever the type of the weight. The output has the type of the input.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool = False) -> None:
         super().__init__()
-        self.out = len(weight)
-        self._panels = to_panels(weight)
+        self.out, self.width = weight.shape
+        self._panels = to_int8_panels(weight) if int8 else to_panels(weight)
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
     @property
     def weight(self) -> Tensor:
-        """A copy of the weight [out, in]."""
+        """A copy of the weight [out, in], as the kernels read it."""
+        if self._panels.dtype == torch.uint8:
+            return from_int8_panels(self._panels, self.out, self.width)
         return from_panels(self._panels, self.out)
 
     def table(self) -> LinearTable:
         """Return the struct of the map. It points into this module."""
         bias = None if self._bias is None else self._bias.data_ptr()
-        return LinearTable(self._panels.data_ptr(), bias, self._panels.shape[1], self.out, TYPES[self._panels.dtype])
+        return LinearTable(self._panels.data_ptr(), bias, self.width, self.out, TYPES.get(self._panels.dtype, INT8))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., in] to [..., out]."""
+        """Map x [..., in] to [..., out]. Raises MemoryError if no memory is left."""
         rows = x.float().reshape(-1, x.shape[-1]).contiguous()
         y = torch.empty(len(rows), pad_to_panels(self.out), dtype=torch.float32)
-        kernel("apply_linear")(byref(self.table()), rows.data_ptr(), len(rows), y.data_ptr(), y.shape[1])
+        if kernel("apply_linear")(byref(self.table()), rows.data_ptr(), len(rows), y.data_ptr(), y.shape[1]):
+            raise MemoryError
         return y[:, : self.out].to(x.dtype).view(*x.shape[:-1], self.out)

@@ -4,6 +4,7 @@
 #ifndef RORQUAL_LINEAR_H
 #define RORQUAL_LINEAR_H
 
+#include "quantized.h"
 #include "step.h"
 #include "vector.h"
 
@@ -33,6 +34,12 @@ INLINE void linear_tile(const void *panel, int64_t type, const float *x, int64_t
     for (int c = 0; c < vectors; c++) v_store(y + r * stride + c * LANES, sums[r][c]);
 }
 
+INLINE void add_bias(const Linear *map, int64_t panel, int64_t rows, float *y, int64_t stride) {
+  if (map->bias != NULL)
+    for (int64_t column = panel * PANEL; column < map->out && column < (panel + 1) * PANEL; column++)
+      for (int64_t r = 0; r < rows; r++) y[r * stride + column - panel * PANEL] += map->bias[column];
+}
+
 INLINE void linear_panel(const Linear *map, const int64_t type, int64_t panel, const float *x, int64_t x_stride, int64_t rows,
                          float *y, int64_t stride) {
   const int64_t in = map->in, size = type == FLOAT32 ? 4 : 2;
@@ -58,17 +65,18 @@ INLINE void linear_panel(const Linear *map, const int64_t type, int64_t panel, c
 #endif
     }
   }
-  if (map->bias != NULL)
-    for (int64_t column = panel * PANEL; column < map->out && column < (panel + 1) * PANEL; column++)
-      for (r = 0; r < rows; r++) y[r * stride + column - panel * PANEL] += map->bias[column];
+  add_bias(map, panel, rows, y, stride);
 }
 
 /* The panels `first` to `last` - 1 of y = W x + bias. Rows of x and y begin `x_stride` and `stride` floats apart. y has room for
    whole panels. */
-static void linear_panels(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t first,
-                          int64_t last) {
+static void linear_panels(const Linear *map, const float *x, const Quantized *quantized, int64_t x_stride, int64_t rows, float *y,
+                          int64_t stride, int64_t first, int64_t last) {
   for (int64_t panel = first; panel < last; panel++)
-    if (map->type == FLOAT32)
+    if (map->type == INT8) {
+      quantized_panel((const uint8_t *)map->panels + panel * quantized->blocks * BLOCK_BYTES, quantized, y + panel * PANEL, stride);
+      add_bias(map, panel, rows, y + panel * PANEL, stride);
+    } else if (map->type == FLOAT32)
       linear_panel(map, FLOAT32, panel, x, x_stride, rows, y, stride);
     else
       linear_panel(map, BFLOAT16, panel, x, x_stride, rows, y, stride);
@@ -76,8 +84,9 @@ static void linear_panels(const Linear *map, const float *x, int64_t x_stride, i
 
 INLINE int64_t panels_of(const Linear *map) { return (map->out + PANEL - 1) / PANEL; }
 
+/* On one thread. The type is not INT8. */
 static void linear_alone(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride) {
-  linear_panels(map, x, x_stride, rows, y, stride, 0, panels_of(map));
+  linear_panels(map, x, NULL, x_stride, rows, y, stride, 0, panels_of(map));
 }
 
 /* ---- the same on several threads, which share the panels */
@@ -87,16 +96,29 @@ typedef struct {
   const float *x;
   float *y;
   int64_t x_stride, rows, stride;
+  Quantized quantized;
 } LinearWork;
 
 static void linear_part(void *arg, int64_t part, int64_t parts) {
   const LinearWork *w = arg;
   const int64_t panels = panels_of(w->map);
-  linear_panels(w->map, w->x, w->x_stride, w->rows, w->y, w->stride, panels * part / parts, panels * (part + 1) / parts);
+  linear_panels(w->map, w->x, &w->quantized, w->x_stride, w->rows, w->y, w->stride, panels * part / parts, panels * (part + 1) / parts);
 }
 
-static void linear(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t threads) {
-  LinearWork work = {map, x, y, x_stride, rows, stride};
+static void quantize_part(void *arg, int64_t part, int64_t parts) {
+  const LinearWork *w = arg;
+  for (int64_t row = w->rows * part / parts; row < w->rows * (part + 1) / parts; row++)
+    quantize_row(w->x + row * w->x_stride, w->map->in, &w->quantized, row);
+}
+
+/* `scratch` has room for `quantized_bytes` of the inputs if the type is INT8. */
+static void linear(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t threads,
+                   void *scratch) {
+  LinearWork work = {map, x, y, x_stride, rows, stride, {0}};
+  if (map->type == INT8) {
+    work.quantized = quantized_rows(scratch, rows, map->in);
+    run_parts(quantize_part, &work, rows < threads ? 1 : threads);
+  }
   run_parts(linear_part, &work, threads);
 }
 

@@ -5,9 +5,10 @@
 #include <stdint.h>
 
 enum { PANEL = 64, BLOCK = 64 };
-enum { FLOAT32 = 0, BFLOAT16 = 1 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
-/* y = W x + bias. The weight [out, in] is stored in panels of 64 outputs, [ceil(out / 64), in, 64], the last one filled with zeros. */
+/* y = W x + bias. The weight [out, in] is stored in panels of 64 outputs, [ceil(out / 64), in, 64], the last one filled with zeros. The
+   panels of INT8 are those of `quantized.h`. */
 typedef struct {
   const void *panels;
   const float *bias; /* [out], or NULL */
@@ -108,17 +109,25 @@ typedef struct {
 /* Return 0, or 1 if there is no memory. */
 int decode_avx2(Decoding *, const Model *, const Step *, int64_t threads);
 int decode_avx512(Decoding *, const Model *, const Step *, int64_t threads);
+int decode_avx512vnni(Decoding *, const Model *, const Step *, int64_t threads);
 int run_step_avx2(const Model *, const Step *, int64_t threads);
 int run_step_avx512(const Model *, const Step *, int64_t threads);
-void apply_linear_avx2(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);
-void apply_linear_avx512(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);
+int run_step_avx512vnni(const Model *, const Step *, int64_t threads);
+int apply_linear_avx2(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);
+int apply_linear_avx512(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);
+int apply_linear_avx512vnni(const Linear *, const float *x, int64_t rows, float *y, int64_t stride);
 
 /* Replace each row of logits [rows, stride] by its log-softmax at the row's temperature. */
 void log_softmax_avx2(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature);
 void log_softmax_avx512(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature);
+void log_softmax_avx512vnni(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature);
 /* Draw a token of each row of log-probabilities by inverse transform sampling with its random number in [0, 1). */
 void draw_avx2(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids);
 void draw_avx512(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids);
+void draw_avx512vnni(const float *logprobs, int64_t rows, int64_t vocab, int64_t stride, const double *uniform, int64_t *ids);
+
+/* Return whether the processor has the instructions of the variant avx512vnni. */
+int has_vnni(void);
 
 /* Call `work(arg, part, parts)` for each part on a thread of its own, and return when all have ended. */
 void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts);

@@ -85,3 +85,5 @@ void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts)
   }
   pthread_mutex_unlock(&pool.in_use);
 }
+
+int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }

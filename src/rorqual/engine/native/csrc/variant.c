@@ -30,6 +30,7 @@ typedef struct {
   float *rows, *inner, *affinity; /* of experts */
   float *gates;                   /* [tokens, experts per token] */
   int64_t *chosen, longest;       /* [tokens, experts per token] */
+  void *scratch;                  /* of linear maps */
 } Work;
 
 /* ---- attention of a layer */
@@ -134,15 +135,15 @@ static void expand_part(void *arg, int64_t part, int64_t parts) {
 static void attention(Work *work) {
   const Attention *a = &work->layer->attention;
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden, stride = padded(a->input.out);
-  linear(&a->input, work->normed, hidden, tokens, work->wide, stride, work->threads);
+  linear(&a->input, work->normed, hidden, tokens, work->wide, stride, work->threads, work->scratch);
   run_parts(a->kind == LATENT ? store_latent : store_grouped, work, tokens < work->threads ? 1 : work->threads);
   if (a->kind == LATENT) {
-    if (a->q_rank) linear(&a->q_up, work->wide, stride, tokens, work->mixed, padded(a->q_up.out), work->threads);
+    if (a->q_rank) linear(&a->q_up, work->wide, stride, tokens, work->mixed, padded(a->q_up.out), work->threads, work->scratch);
     run_parts(absorb_part, work, work->threads);
   }
   run_parts(attend_part, work, work->threads);
   if (a->kind == LATENT) run_parts(expand_part, work, work->threads);
-  linear(&a->output, a->kind == LATENT ? work->wide : work->mixed, a->output.in, tokens, work->added, padded(hidden), work->threads);
+  linear(&a->output, a->kind == LATENT ? work->wide : work->mixed, a->output.in, tokens, work->added, padded(hidden), work->threads, work->scratch);
 }
 
 /* ---- feed-forward network of a layer */
@@ -156,9 +157,9 @@ static void swiglu_rows(const float *gate_up, const Dense *d, int64_t rows, cons
 
 static void dense(Work *work, const Dense *d, float *out) {
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden;
-  linear(&d->gate_up, work->normed, hidden, tokens, work->wide, padded(d->gate_up.out), work->threads);
+  linear(&d->gate_up, work->normed, hidden, tokens, work->wide, padded(d->gate_up.out), work->threads, work->scratch);
   swiglu_rows(work->wide, d, tokens, NULL, work->mixed);
-  linear(&d->down, work->mixed, d->width, tokens, out, padded(hidden), work->threads);
+  linear(&d->down, work->mixed, d->width, tokens, out, padded(hidden), work->threads, work->scratch);
 }
 
 static void choose_part(void *arg, int64_t part, int64_t parts) {
@@ -176,7 +177,7 @@ static void add_experts(Work *work) {
   const Feedforward *f = &work->layer->ffn;
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden, n = f->per_token;
   const int64_t stride = padded(f->n_experts) + 4 * f->n_experts;
-  linear(&f->router, work->normed, hidden, tokens, work->affinity, stride, work->threads);
+  linear(&f->router, work->normed, hidden, tokens, work->affinity, stride, work->threads, work->scratch);
   run_parts(choose_part, work, tokens < work->threads ? 1 : work->threads);
   if (work->step->experts != NULL)
     for (int64_t token = 0; token < tokens; token++)
@@ -192,9 +193,9 @@ static void add_experts(Work *work) {
       }
     if (rows == 0) continue;
     const Dense *d = &f->experts[expert];
-    linear(&d->gate_up, gathered, hidden, rows, work->wide, padded(d->gate_up.out), work->threads);
+    linear(&d->gate_up, gathered, hidden, rows, work->wide, padded(d->gate_up.out), work->threads, work->scratch);
     swiglu_rows(work->wide, d, rows, factors, work->mixed);
-    linear(&d->down, work->mixed, d->width, rows, work->rows, padded(hidden), work->threads);
+    linear(&d->down, work->mixed, d->width, rows, work->rows, padded(hidden), work->threads, work->scratch);
     rows = 0;
     for (int64_t i = 0; i < tokens * n; i++)
       if (work->chosen[i] == expert) {
@@ -248,10 +249,12 @@ static void embed(const Work *work) {
 static void *allocate(Work *work) {
   const Model *model = work->model;
   const int64_t tokens = work->step->tokens, hidden = model->hidden;
-  int64_t wide = padded(hidden), queries = hidden, mixed = hidden, affinity = 1, per_token = 1;
+  int64_t wide = padded(hidden), queries = hidden, mixed = hidden, affinity = 1, per_token = 1, longest_input = hidden;
   for (int64_t i = 0; i < model->n_layers; i++) {
     const Attention *a = &model->layers[i].attention;
     const Feedforward *f = &model->layers[i].ffn;
+    longest_input = most(longest_input, most(a->output.in, most(a->q_rank, f->shared.width)));
+    if (f->n_experts) longest_input = most(longest_input, f->experts[0].width);
     wide = most(wide, most(padded(a->input.out), padded(a->heads * a->value_width)));
     mixed = most(mixed, most(a->heads * (a->kind == LATENT ? a->kv_rank : a->width), padded(a->q_rank ? a->q_up.out : 1)));
     if (a->kind == LATENT)
@@ -265,16 +268,17 @@ static void *allocate(Work *work) {
   for (int64_t i = 0; i < tokens; i++) work->longest = most(work->longest, work->step->positions[i] + 1);
   /* A token may choose an expert once, so an expert has at most `tokens` rows. */
   float **parts[] = {&work->x, &work->normed, &work->wide, &work->queries, &work->mixed, &work->added, &work->rows,
-                     &work->affinity, &work->gates, &work->scores, (float **)&work->chosen};
+                     &work->affinity, &work->gates, &work->scores, (float **)&work->chosen, (float **)&work->scratch};
   const int64_t sizes[] = {tokens * hidden, most(tokens, work->step->sampled) * hidden, tokens * wide, tokens * queries, tokens * mixed,
                            tokens * padded(hidden), tokens * padded(hidden), tokens * affinity, tokens * per_token,
-                           work->threads * (work->longest + LANES), 2 * tokens * per_token};
+                           work->threads * (work->longest + LANES), 2 * tokens * per_token,
+                           quantized_bytes(most(tokens, work->step->sampled), longest_input) / 4};
   int64_t total = 0;
-  for (int i = 0; i < 11; i++) total += padded(sizes[i]);
+  for (int i = 0; i < 12; i++) total += padded(sizes[i]);
   void *memory = NULL;
   if (posix_memalign(&memory, 64, (size_t)total * sizeof(float))) return NULL;
   float *next = memory;
-  for (int i = 0; i < 11; i++) *parts[i] = next, next += padded(sizes[i]);
+  for (int i = 0; i < 12; i++) *parts[i] = next, next += padded(sizes[i]);
   memset(work->mixed, 0, (size_t)(tokens * mixed) * sizeof(float)); /* attention leaves out padding tokens */
   return memory;
 }
@@ -297,7 +301,7 @@ int NAMED(run_step, VARIANT)(const Model *model, const Step *step, int64_t threa
   norm_rows(&work, model->norm, step->hidden);
   for (int64_t i = 0; i < step->sampled; i++)
     memcpy(work.normed + i * hidden, step->hidden + step->last[i] * hidden, (size_t)hidden * sizeof(float));
-  if (step->sampled) linear(&model->head, work.normed, hidden, step->sampled, step->logits, step->logits_stride, threads);
+  if (step->sampled) linear(&model->head, work.normed, hidden, step->sampled, step->logits, step->logits_stride, threads, work.scratch);
   free(memory);
   return 0;
 }
@@ -334,8 +338,12 @@ int NAMED(decode, VARIANT)(Decoding *d, const Model *model, const Step *first, i
   return 0;
 }
 
-void NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {
-  linear_alone(map, x, map->in, rows, y, stride);
+int NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {
+  void *scratch = map->type == INT8 ? malloc((size_t)quantized_bytes(rows, map->in)) : NULL;
+  if (map->type == INT8 && scratch == NULL) return 1;
+  linear(map, x, map->in, rows, y, stride, 1, scratch);
+  free(scratch);
+  return 0;
 }
 
 void NAMED(log_softmax, VARIANT)(float *logits, int64_t rows, int64_t vocab, int64_t stride, const float *temperature) {

@@ -38,6 +38,8 @@ INLINE v16 v_load_bf16(const uint16_t *p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+INLINE v16 v_load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
 /* a where x is above the limit or NaN, and 0 elsewhere */
 INLINE v16 v_above(v16 a, v16 x, v16 limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLE_UQ), a);
@@ -78,6 +80,10 @@ INLINE __m256 v_load_bf16_half(const uint16_t *p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 INLINE v16 v_load_bf16(const uint16_t *p) { return PAIR(v_load_bf16_half(p), v_load_bf16_half(p + 8)); }
+
+INLINE v16 v_load_half(const uint16_t *p) {
+  return PAIR(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
 
 INLINE v16 v_above(v16 a, v16 x, v16 limit) {
   return PAIR(_mm256_and_ps(_mm256_cmp_ps(x.low, limit.low, _CMP_NLE_UQ), a.low),

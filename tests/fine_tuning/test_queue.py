@@ -114,6 +114,25 @@ def test_a_paused_job_is_never_killed(base: Path, tmp_path: Path, monkeypatch: p
     assert folder.checkpoints()[0]["metrics"]["train_loss"]
 
 
+def test_a_process_that_is_stopped_at_its_start_is_no_death(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job whose pause ended before the process could write a checkpoint goes on."""
+    monkeypatch.setattr(rules, "TRIES", 1)
+    store, stopped = TuneStore(tmp_path), set[int]()
+    job = make_job(store, base, "a", "a", 0)
+    queue = JobQueue(store)
+
+    def condition() -> bool:
+        if (process := queue._running.get(job.id)) is not None and len(stopped) < 2 and process.pid not in stopped:
+            stopped.add(process.pid)
+            process.terminate()
+        return store.jobs[job.id].is_finished
+
+    asyncio.run(run_until(queue, condition))
+    assert (len(stopped), store.jobs[job.id].status) == (2, "succeeded")
+
+
 def test_a_job_waits_for_room_on_the_disk(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TuneStore(tmp_path)
     job = make_job(store, base, "a", "a", 0)

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -175,7 +176,8 @@ class JobQueue:
         folder = self.store.folder(job.id)
         outcome = folder.outcome()
         if outcome is None:
-            self._deaths[job.id] += status not in (PAUSED, DISK_FULL) and not job.is_paused
+            # A process that is stopped before it can write a checkpoint ends by SIGTERM.
+            self._deaths[job.id] += status not in (PAUSED, DISK_FULL, -signal.SIGTERM) and not job.is_paused
             if status == DISK_FULL:
                 self._not_before[job.id] = time.monotonic() + RETRY_SECONDS
                 self._note_full_disk(job)

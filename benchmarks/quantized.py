@@ -1,6 +1,6 @@
 """Compare weights of 8 bits with bfloat16 in the native backend: the quality on a text, and the speed of decoding.
 
-    python benchmarks/quantized.py RUN TEXT [--windows 96] [--window 256] [--rounds 5]
+    python benchmarks/quantized.py RUN TEXT [--windows 64] [--window 256]
 
 Quality: windows of TEXT, evenly spaced, are prompts of three engines: int8, bfloat16 and, as reference, float32. The losses are the prompt
 log-probabilities of engine steps. The whole distributions are those from which the engine takes them: a hook on the head keeps the logits
@@ -18,6 +18,7 @@ import math
 import sys
 import tempfile
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from rorqual.evals.stats import t_interval
 
 RESULT = ROOT / "docs" / "results" / "quantized.json"
 DTYPES = ("int8", "bfloat16", "float32")
-PROMPT = 32
+BATCHES, PROMPT, NEW, ROUNDS = (1, 8), 32, 64, 5
 SCORE = SamplingParams(max_tokens=1, prompt_logprobs=0)
 Measured = dict[str, Any]
 
@@ -69,10 +70,10 @@ def compare(scored: dict[str, tuple[Tensor, float]]) -> dict[str, float]:
     """Return the figures of a window: losses, and each dtype against float32."""
     reference, _ = scored["float32"]
     found = {f"loss of {dtype}": loss for dtype, (_, loss) in scored.items()}
-    found["loss of int8 - bfloat16"] = found["loss of int8"] - found["loss of bfloat16"]
+    for first, second in combinations(DTYPES, 2):
+        found[f"loss of {first} - {second}"] = found[f"loss of {first}"] - found[f"loss of {second}"]
     for dtype in DTYPES[:2]:
-        rows, loss = scored[dtype]
-        found[f"loss of {dtype} - float32"] = loss - found["loss of float32"]
+        rows, _ = scored[dtype]
         found[f"KL to float32 of {dtype}"] = float((reference.exp() * (reference - rows)).sum(-1).double().mean())
         found[f"same likeliest token as float32 of {dtype}"] = float(
             (reference.argmax(-1) == rows.argmax(-1)).double().mean()
@@ -98,17 +99,17 @@ def quality(run: Path, text: str, count: int, length: int) -> Measured:
     return out
 
 
-def speed(run: Path, batches: list[int], new: int, rounds: int) -> Measured:
+def speed(run: Path) -> Measured:
     """Return tokens per second of decoding, and the ratios int8 / bfloat16, by batch."""
     words = [sys.executable, str(HERE / "rorqual_side.py"), str(run), "--backend", "native", "--dtype"]
-    out: Measured = {"prompt": PROMPT, "new": new, "threads": 1}
+    out: Measured = {"prompt": PROMPT, "new": NEW, "threads": 1}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         asked = [
             stack.enter_context(running(Side(dtype, [*words, dtype], dtype), 1, logs / dtype)) for dtype in DTYPES[:2]
         ]
-        for batch in batches:
-            found = measure(asked, batch, PROMPT, new, rounds, math.inf)
+        for batch in BATCHES:
+            found = measure(asked, batch, PROMPT, NEW, ROUNDS, math.inf)
             rows = {dtype: [rates(got) for got in values] for dtype, values in found.items()}
             sides = {dtype: summary([row["decode_per_s"] for row in values]) for dtype, values in rows.items()}
             out[f"batch {batch}"] = {"decode_per_s": sides, "int8 / bfloat16": ratio(rows["int8"], rows["bfloat16"])}
@@ -120,16 +121,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--windows", type=int, default=96)
+    parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--window", type=int, default=256, help="predicted tokens of a window")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--new", type=int, default=64, help="tokens to decode")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=Path, default=RESULT)
     a = parser.parse_args()
     torch.set_num_threads(1)
     document: Measured = {"made by": made_by({a.run: a.run.name, a.text: a.text.name})}
-    document["speed"] = speed(a.run, a.batches, a.new, a.rounds)
+    document["speed"] = speed(a.run)
     document["quality"] = quality(a.run, a.text.read_text(encoding="utf-8"), a.windows, a.window)
     write_json(a.result, document)
 

@@ -57,7 +57,7 @@ def test_every_object_has_openais_types(tuner: TuneServer, tuned: FineTuningJob)
 
 def test_a_job_says_what_it_did(tuner: TuneServer, tuned: FineTuningJob) -> None:
     assert (tuned.status, tuned.error, tuned.model, tuned.seed) == ("succeeded", None, BASE, 3)
-    assert tuned.fine_tuned_model == f"ft:{BASE}:default:sums:{tuned.id[6:14]}"
+    assert tuned.fine_tuned_model == f"ft:{BASE}:default:sums:{tuned.id[-8:]}"
     assert tuned.hyperparameters.n_epochs == 4 and tuned.trained_tokens and tuned.finished_at
     messages = [event.message for event in tuner.client.fine_tuning.jobs.list_events(tuned.id)][::-1]
     steps = [message for message in messages if message.startswith("Step ")]
@@ -200,6 +200,7 @@ def test_jobs_are_listed_by_their_metadata(tuner: TuneServer, tmp_path: Path) ->
     without = {job.id: job.metadata for job in jobs.list(extra_query={"metadata": "null"})}
     assert bare.id in without and {*without.values()} == {None}
     assert {mine.id, others.id} <= {job.id for job in jobs.list(limit=1)}
+    assert [job.id for job in jobs.list(limit=3)][:3] == [bare.id, others.id, mine.id]
     for job in (mine, others, bare):
         jobs.cancel(job.id)
 
@@ -234,6 +235,9 @@ def test_a_wrong_job_is_refused_by_name(
 
 
 USER = {"role": "user", "content": "a"}
+REPLY = {"role": "assistant", "content": "b"}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+GOOD_ROW = {"messages": [USER, REPLY]}
 BAD_DATA: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {"role": "assistant"}]}, "message 2: key 'content' is missing"),
     ({"messages": [USER, {"role": "assistant", "content": "b", "weight": 2}]}, "'weight' is 2"),
@@ -241,7 +245,13 @@ BAD_DATA: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER]}, "no assistant message with text or calls to learn from"),
     ({"messages": [USER, {"role": "assistant", "content": "b", "weight": 0}]}, "no assistant message with text"),
     ({"messages": [USER, {"role": "assistant", "content": "b"}], "tools": [{}]}, "key 'tools' is no list of tools"),
-    ({"messages": [USER, {"role": "assistant", "content": "b" * 900}]}, "the context of the base model is 256"),
+    ({"messages": [USER, REPLY], "tools": [{"function": {"name": 5}}]}, "key 'tools' is no list of tools"),
+    ({"messages": [USER, REPLY, REPLY]}, "the last turn is an assistant turn"),
+    ({"messages": [{"role": "user", "content": [PICTURE]}, REPLY]}, "message 1"),
+    (
+        {"messages": [USER, {"role": "assistant", "content": "b" * 900}]},
+        "the context of the base model leaves room for 256",
+    ),
 ]
 
 
@@ -370,15 +380,24 @@ def test_the_end_of_a_job_is_estimated_from_its_last_steps() -> None:
     assert estimated_finish(steps[:2]) == 50 + 50 * 28 and estimated_finish(steps[:1]) is None
 
 
-def test_a_job_of_too_long_an_example_fails_and_says_so(tuner: TuneServer, tmp_path: Path) -> None:
-    data = tmp_path / "my data.jsonl"
-    data.write_text(json.dumps(BAD_DATA[-1][0]) + "\n", encoding="utf-8")
-    job = wait(tuner.client, tuner.create(data).id)
-    assert job.status == "failed" and job.error and job.fine_tuned_model is None
-    assert job.error.code == "invalid_training_file"
-    assert "the context of the base model is 256" in job.error.message and "my data.jsonl" in job.error.message
-    event = tuner.client.fine_tuning.jobs.list_events(job.id).data[0]
-    assert event.level == "error" and job.error.message in event.message
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_a_row_that_the_base_cannot_learn_is_refused_with_its_line(
+    tuner: TuneServer, tmp_path: Path, param: str
+) -> None:
+    good = tuner.upload(sums(tmp_path / "good.jsonl"))
+    with tuner.http() as client:
+        for row, problem in [*BAD_DATA[-4:], (GOOD_ROW, "")]:
+            (data := tmp_path / "my data.jsonl").write_text(
+                f"{json.dumps(GOOD_ROW)}\n{json.dumps(row)}\n", encoding="utf-8"
+            )
+            body = {"model": BASE, "training_file": good, param: tuner.upload(data)}
+            answer = client.post("/v1/fine_tuning/jobs", json=body)
+            if not problem:
+                assert client.post(f"/v1/fine_tuning/jobs/{answer.json()['id']}/cancel").status_code == 200
+                continue
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"], error["code"]) == (400, param, f"invalid_{param}")
+            assert "my data.jsonl:2: " in error["message"] and problem in error["message"]
 
 
 def test_a_job_that_is_killed_between_checkpoints_tells_no_step_twice(base: Path, tmp_path: Path) -> None:

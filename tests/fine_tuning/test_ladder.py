@@ -65,7 +65,7 @@ def job(tuner: TuneServer, tmp_path_factory: pytest.TempPathFactory) -> FineTuni
 
 def test_the_served_answers_are_the_reports(tuner: TuneServer, job: FineTuningJob) -> None:
     assert job.status == "succeeded", job.error
-    assert job.fine_tuned_model == f"ft:ladder:default:tickets:{job.id[6:14]}"
+    assert job.fine_tuned_model == f"ft:ladder:default:tickets:{job.id[-8:]}"
     paths = TeachPaths(JobFolder(tuner.folder / "jobs" / job.id).taught)
     chosen = json.loads(paths.results.read_bytes())["chosen"]
     assert job.seed == 5 and "\nseed: 5\n" in paths.settings.read_text(encoding="utf-8")

@@ -122,7 +122,7 @@ def test_reinforcement_hyperparameters_are_the_runs(base: Path, tmp_path: Path) 
     long.write_text(
         json.dumps({"messages": [{"role": "user", "content": "a" * 300}], "answer": "b"}) + "\n", encoding="utf-8"
     )
-    with pytest.raises(DataError, match=r"a prompt has 30\d tokens, but the base model's context leaves room for 240"):
+    with pytest.raises(DataError, match=r":1: 30\d tokens, but the context of the base model leaves room for 240"):
         plan(base, long, "reinforcement", {})
 
 

@@ -185,6 +185,18 @@ def test_a_job_that_cannot_be_saved_is_kept_and_saved_later(base: Path, tmp_path
     asyncio.run(run_until(queue, lambda: store.folder(job.id).job().is_paused))
 
 
+def test_an_end_that_cannot_be_saved_deletes_no_file(base: Path, tmp_path: Path) -> None:
+    """The next server, which does not know of the end, trains the job."""
+    store = TuneStore(tmp_path)
+    job, other = make_job(store, base, "a", "a", 0), make_job(store, base, "b", "a", 0)
+    queue, folder = JobQueue(store), store.folder(job.id)
+    (folder.path / "job.json").rename(folder.path / "kept")
+    (folder.path / "job.json").mkdir()
+    for one in (job, other):
+        queue.finish(one, "cancelled")
+    assert folder.training_data.is_file() and not store.folder(other.id).training_data.exists()
+
+
 def test_a_job_above_its_memory_fails_and_says_so(base: Path, tmp_path: Path) -> None:
     store = TuneStore(tmp_path)
     folder = store.folder(make_job(store, base, "a", "a", 0).id)

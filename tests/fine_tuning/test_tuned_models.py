@@ -73,6 +73,8 @@ def test_a_checkpoint_is_called_by_its_name(tuner: TuneServer, tuned: FineTuning
         assert answers(tuner, one.fine_tuned_model_checkpoint, PROMPTS) == expected
     first, last = checkpoints[-1].fine_tuned_model_checkpoint, checkpoints[0].fine_tuned_model_checkpoint
     assert answers(tuner, first, PROMPTS) != answers(tuner, last, PROMPTS)
+    with pytest.raises(openai.NotFoundError):
+        answers(tuner, first.rpartition("-")[0] + "-", PROMPTS)
 
 
 def test_the_served_probabilities_give_the_figures_of_the_checkpoint(

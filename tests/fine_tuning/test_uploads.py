@@ -82,7 +82,9 @@ def test_what_is_no_file_of_rows_is_refused(
 def test_a_form_without_a_file_is_refused(tuner: TuneServer) -> None:
     with tuner.http() as client:
         refused = client.post("/v1/files", data={"purpose": "fine-tune"})
+        broken = client.post("/v1/files", content=b"--", headers={"content-type": "multipart/form-data"})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "file"
+    assert broken.status_code == 400 and "Missing boundary" in broken.json()["error"]["message"]
 
 
 WRONG_EXPIRY: list[tuple[dict[str, Any], str, str]] = [

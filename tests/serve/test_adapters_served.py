@@ -21,6 +21,7 @@ from rorqual.core.records import RunDir
 from rorqual.core.sampling import SamplingParams
 from rorqual.engine import Engine, Request
 from rorqual.model.load.run_directory import load_run
+from rorqual.serve import bridge as rules
 from rorqual.serve.bridge import EngineBridge
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import TextRequest
@@ -49,7 +50,9 @@ async def refusal(action: Any) -> ApiError:
     return caught.value
 
 
-def test_the_engines_process_has_the_adapters_that_the_server_loaded(tmp_path: Path) -> None:
+def test_the_engines_process_has_the_adapters_that_the_server_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each request is answered by its own, and by the same after the engine was killed. What is not loaded is refused with the reason."""
     base = write_run(tmp_path / "base")
     model, step = load_run(RunDir(base)), RunDir(base).step_dir(0)
@@ -91,6 +94,12 @@ def test_the_engines_process_has_the_adapters_that_the_server_loaded(tmp_path: P
         await asyncio.sleep(0)
         os.kill(bridge._process.pid, signal.SIGKILL)
         assert (await refusal(waiting)).code == "engine_died"
+        while not bridge.alive:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(rules, "MOST_ADAPTERS", 1)
+        for name in ("two", "one"):  # which takes the place of the first before its request comes
+            await bridge.use_adapter(name, folders[name])
+        assert "two" not in bridge.adapters and await answers(bridge, "two", "one") == [expected[0], expected[2]]
         await bridge.stop()
 
     asyncio.run(act())

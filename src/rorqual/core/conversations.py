@@ -116,10 +116,16 @@ def _name_and_arguments(function: Mapping[str, Any]) -> tuple[str, str]:
 def read_tools(row: Mapping[str, Any], where: str) -> tuple[Tool, ...]:
     """Return the tools in the key `tools` of a row, in OpenAI's form. Raises DataError if the key is invalid."""
     try:
-        functions = [tool["function"] for tool in row.get("tools") or ()]
-        return tuple(Tool(one["name"], one.get("description") or "", one.get("parameters") or {}) for one in functions)
+        return tuple(_tool(tool["function"]) for tool in row.get("tools") or ())
     except (TypeError, KeyError, AttributeError):
         raise DataError("key 'tools' is no list of tools", where=where, remedy=f"Give a list of {TOOL_FORM}.") from None
+
+
+def _tool(function: Mapping[str, Any]) -> Tool:
+    tool = Tool(function["name"], function.get("description") or "", function.get("parameters") or {})
+    if not (isinstance(tool.name, str) and isinstance(tool.description, str) and isinstance(tool.parameters, dict)):
+        raise TypeError
+    return tool
 
 
 def _content(message: Mapping[str, Any], where: str) -> Content:

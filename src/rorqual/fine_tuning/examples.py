@@ -1,15 +1,16 @@
-"""Read a job's files: the conversations of supervised jobs, and a check for every method when a job is created."""
+"""Read a job's files, and check that the base model can learn from each row."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rorqual.core.conversations import Conversation, read_conversation, read_tools
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
 from rorqual.core.rows import read_rows
+from rorqual.data.chat import ChatFormat
 from rorqual.data.source.conversations import is_trainable
 from rorqual.data.source.pairs import read_pair
 from rorqual.fine_tuning.schemas import Method
@@ -17,22 +18,54 @@ from rorqual.tasks.openai_graders import openai_task
 
 GRADER = "method.reinforcement.grader"
 """The name of the grader in error messages."""
+FEWEST_REPLY = 16
+"""In reinforcement, a prompt must leave room for `FEWEST_REPLY` tokens."""
 
 
-def check_examples(method: Method, file: Path, *, read: bool) -> None:
-    """Check the grader of a method, and with `read` that the rows of a file are those of the method.
+def example_lengths(
+    method: Method, file: Path, chat: ChatFormat, context: int, *, reply: int = FEWEST_REPLY
+) -> Iterator[int]:
+    """Yield the number of tokens of each training sample of a file, of both replies of each pair, or of each prompt, by `method`.
 
-    Raises ConfigError for a grader that is not offered, and DataError, which names file and line, for a wrong row.
+    `context`: maximum tokens of a sample, or of a prompt and a reply of `reply` tokens. Raises ConfigError for a grader that is not
+    offered, and DataError, with file and line, for a row that is not of the method, teaches nothing, cannot be written in the chat
+    format or is too long.
     """
+    most = context if method.reinforcement is None else context - reply
+    for where, samples in _rendered_rows(method, file, chat):
+        if (longest := max(map(len, samples))) > most:
+            problem = f"{longest} tokens, but the context of the base model leaves room for {most}"
+            raise DataError(problem, where=where, remedy="Shorten the row, or remove it.")
+        yield from map(len, samples)
+
+
+def _rendered_rows(method: Method, file: Path, chat: ChatFormat) -> Iterator[tuple[str, Sequence[Sequence[int]]]]:
+    """Yield the place of each row, and the token ids of its samples."""
     if method.reinforcement is not None:
-        task = openai_task(file, method.reinforcement.grader, where=GRADER)
-        if read:
-            deque(task.problems("train", 0), maxlen=0)
-    elif read and method.type == "dpo":
+        for problem in openai_task(file, method.reinforcement.grader, where=GRADER).problems("train", 0):
+            with _named_row(where := problem.meta["where"]):
+                prompt = chat.prompt(problem.messages)
+            yield where, [prompt]
+    elif method.type == "dpo":
         for row in read_rows(file):
-            read_pair(row)
-    elif read:
-        deque(read_examples(file), maxlen=0)
+            pair, tools = read_pair(row)
+            with _named_row(row.where):
+                rendered = [chat.render(turns, train_from=len(turns) - 1, tools=tools) for turns in pair]
+            yield row.where, [one.ids for one in rendered]
+    else:
+        for where, turns, tools in read_examples(file):
+            with _named_row(where):
+                rendered = chat.training_renderings(turns, tools)
+            yield where, [one.ids for one in rendered]
+
+
+@contextmanager
+def _named_row(where: str) -> Iterator[None]:
+    """Name the row in errors of its chat format."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.what, where=f"{where}: {error.where}", remedy=error.remedy) from None
 
 
 def read_examples(file: Path) -> Iterator[tuple[str, Conversation, tuple[Tool, ...]]]:

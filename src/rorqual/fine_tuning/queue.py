@@ -208,7 +208,8 @@ class JobQueue:
         message = words.get(status) or f"The job failed: {error.message if error else 'no reason is known'}"
         self.note(job, message, "error" if status == "failed" else "info")
         job = self.update(job, status=status, error=error, finished_at=int(time.time()), **changes)
-        self.store.folder(job.id).delete_training_files()
+        if job.id not in self._unsaved:  # else the next server, which does not know the end, needs them
+            self.store.folder(job.id).delete_training_files()
         if status != "succeeded":
             shutil.rmtree(self.store.folder(job.id).taught, ignore_errors=True)
         return job

@@ -7,14 +7,11 @@ from pathlib import Path
 from statistics import fmean
 
 from rorqual.core.config import Config, Count
-from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
-from rorqual.core.rows import read_rows
 from rorqual.data.chat import ChatFormat, load_chat
-from rorqual.data.source.pairs import read_pair
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.fine_tuning.examples import GRADER, read_examples
+from rorqual.fine_tuning.examples import example_lengths
 from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
@@ -26,8 +23,6 @@ from rorqual.model.meta_device import build_on_meta_device
 from rorqual.recipes.dpo import dpo
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
-from rorqual.tasks.openai_graders import openai_task
-from rorqual.tasks.task import Task
 from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
 from rorqual.train.sources.source import StreamSource
@@ -39,8 +34,8 @@ STEP_TOKENS = 768
 PAIRS, PROMPTS, SAMPLES = 8, 8, 8
 """With `auto`: pairs of an update with DPO; in reinforcement, prompts of an update, and samples of a prompt."""
 BETA, PREFERENCE_LR, REINFORCEMENT_LR = 0.1, 3e-4, 3e-4
-LONGEST_REPLY, FEWEST_REPLY = 256, 16
-"""In reinforcement, a reply has at most `LONGEST_REPLY` tokens. A prompt must leave room for `FEWEST_REPLY` tokens."""
+LONGEST_REPLY = 256
+"""In reinforcement, a reply has at most `LONGEST_REPLY` tokens."""
 SHORTEST_ROW = 192
 """Several short examples share a row of at least `SHORTEST_ROW` tokens, unless an update has fewer."""
 EXAMPLES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 10
@@ -70,12 +65,7 @@ def plan_job(job: Job, folder: JobFolder) -> JobPlan:
 
 def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     chosen = job.method.hyperparameters
-    found = sample_lengths(data, chat)
-    longest, where = max(found)
-    if longest > context:
-        problem = f"an example has {longest} tokens, but the context of the base model is {context}"
-        raise DataError(problem, where=where, remedy="Shorten the example.")
-    lengths = [length for length, _ in found]
+    lengths = [*example_lengths(job.method, data, chat, context)]
     update_tokens = value_or(chosen.batch_size, 0) * fmean(lengths) or STEP_TOKENS
     row = min(8 * math.ceil(max(*lengths, min(SHORTEST_ROW, update_tokens)) / 8), context)
     source = ConversationsConfig(data=str(data), rows=1, row=row)
@@ -105,7 +95,7 @@ def _stream(source: ConversationsConfig, chat: ChatFormat, seed: int) -> Convers
 def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     chosen = job.method.hyperparameters
     assert isinstance(chosen, DPOHyperparameters)
-    pairs = sum(1 for row in read_rows(data) if read_pair(row))
+    pairs = len([*example_lengths(job.method, data, chat, context)]) // 2
     batch = int(min(pairs, value_or(chosen.batch_size, PAIRS)))
     ends = _epoch_ends(pairs, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
     run = dpo(
@@ -124,11 +114,10 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
 def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
     settings, chosen = job.method.reinforcement, job.method.hyperparameters
     assert settings is not None and isinstance(chosen, ReinforcementHyperparameters)
-    task = openai_task(data, settings.grader, where=GRADER)
-    prompts, longest = refuse_long_prompts(task, data, chat, context - FEWEST_REPLY)
-    batch = int(min(prompts, value_or(chosen.batch_size, PROMPTS)))
-    ends = _epoch_ends(prompts, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
-    max_tokens = min(LONGEST_REPLY, context - longest)
+    lengths = [*example_lengths(job.method, data, chat, context)]
+    batch = int(min(len(lengths), value_or(chosen.batch_size, PROMPTS)))
+    ends = _epoch_ends(len(lengths), batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    max_tokens = min(LONGEST_REPLY, context - max(lengths))
     run = grpo(
         task="openai",
         data=str(data),
@@ -138,20 +127,11 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         problems=batch,
         samples=max(2, round(SAMPLES * value_or(chosen.compute_multiplier, 1.0))),
         max_tokens=max_tokens,
-        row=longest + max_tokens,
+        row=max(lengths) + max_tokens,
         lr=REINFORCEMENT_LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
     return JobPlan(run=_adapted(run, batch, batch), epoch_ends=ends)  # a micro-batch for each prompt saves memory
-
-
-def refuse_long_prompts(task: Task, data: Path, chat: ChatFormat, most: int) -> tuple[int, int]:
-    """Return the number of prompts and the tokens of the longest. Raises DataError if it has more than `most` tokens."""
-    lengths = [len(chat.prompt(problem.messages)) for problem in task.problems("train", 0)]
-    if (longest := max(lengths)) > most:
-        problem = f"a prompt has {longest} tokens, but the base model's context leaves room for {most}"
-        raise DataError(problem, where=str(data), remedy="Shorten the prompt.")
-    return len(lengths), longest
 
 
 def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:
@@ -175,12 +155,6 @@ def shared_targets(config: ModelConfig) -> tuple[str, ...]:
     if not (merged := {name.rpartition(".")[2] for name in reasons_to_merge(model)}):
         return (ALL_LINEAR,)
     return tuple(sorted({name.rpartition(".")[2] for name, _ in named_linear_maps(model)} - merged))
-
-
-def sample_lengths(data: Path, chat: ChatFormat) -> list[tuple[int, str]]:
-    """Return the number of tokens of each training sample of a file of conversations, and the place of its row."""
-    examples = read_examples(data)
-    return [(len(one.ids), where) for where, turns, tools in examples for one in chat.training_renderings(turns, tools)]
 
 
 def auto_epochs(examples: int) -> int:

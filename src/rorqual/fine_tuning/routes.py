@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from starlette.types import Message
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
-from rorqual.fine_tuning.examples import GRADER, check_examples
+from rorqual.fine_tuning.examples import GRADER, example_lengths, read_examples
 from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest, UploadFields
 from rorqual.fine_tuning.service import TuneService
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, StoredFile, new_id
@@ -236,7 +237,7 @@ async def create_job(request: Request) -> JSONResponse:
     if not base and method.type != "supervised":
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
-    await service.run_in_thread(tenant, partial(_check_examples, request, asked))
+    await service.run_in_thread(tenant, partial(_check_examples, request, asked, base))
     await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
     job = Job(
@@ -278,17 +279,24 @@ async def _make_place_for_job(service: TuneService, tenant: str) -> None:
     await service.forget_model(oldest.model_copy(update={"is_deleted": True}), "")
 
 
-def _check_examples(request: Request, asked: JobRequest) -> None:
-    """Raise ApiError for a grader that is not offered, and for a file whose rows are not those of the job's method.
+def _check_examples(request: Request, asked: JobRequest, base: str) -> None:
+    """Raise ApiError for a grader that is not offered, and for a file whose rows are not those of the job's method, or which the base
+    model cannot learn.
 
     The job itself checks files of more than `CHECKED_BYTES`, because checking takes memory.
     """
+    service = _service(request)
     for param in ("training_file", "validation_file"):
         if (file_id := getattr(asked, param)) is None:
             continue
-        file, content = _file(request, file_id, param), _service(request).store.content(file_id)
+        file, content = _file(request, file_id, param), service.store.content(file_id)
         try:
-            check_examples(asked.chosen_method(), content, read=file.bytes <= CHECKED_BYTES)
+            rows = (
+                example_lengths(asked.chosen_method(), content, service.chat, service.bridge.info.max_len)
+                if base
+                else read_examples(content)
+            )
+            deque(islice(rows, 0, None if file.bytes <= CHECKED_BYTES else 1), maxlen=0)
         except ConfigError as error:
             problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
             raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None

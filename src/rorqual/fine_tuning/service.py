@@ -131,13 +131,13 @@ class TuneService(ModelService):
     def for_model(self, name: str, tenant: str) -> ModelService:
         if name == self.name:
             return self
-        head, _, step = name.partition(CHECKPOINT)
+        head, separator, step = name.partition(CHECKPOINT)
         if (job := self.tuned_job(head, tenant)) is not None and not job.base and job.has_model:
             raise bad_request(f"`model` is {describe_value(name)}, which answers chat completions alone.", "model")
-        if job is not None and (step or job.has_model):
+        if job is not None and (separator or job.has_model):
             folder = self.store.folder(job.id)
             steps = folder.kept_steps()
-            for known in [one for one in steps if one == step] if step else steps[-1:]:
+            for known in [one for one in steps if one == step] if separator else steps[-1:]:
                 adapter = str(folder.model(int(known)).checkpoint())
                 return replace(self, name=name, adapter=adapter, task=NO_DEFAULTS)
         return super().for_model(name, tenant)

@@ -41,8 +41,8 @@ Seconds = Bytes
 
 
 def new_id(prefix: str) -> str:
-    """Return a random id, such as `file-8aBc...` with 24 characters after the hyphen."""
-    return f"{prefix}-{''.join(secrets.choice(LETTERS) for _ in range(24))}"
+    """Return a new id, such as `file-...` with 26 characters after the hyphen: the time, so that ids sort by it, and random ones."""
+    return f"{prefix}-{time.time_ns() >> 10:014x}{''.join(secrets.choice(LETTERS) for _ in range(12))}"
 
 
 class StoredFile(Config):
@@ -113,7 +113,7 @@ class Job(Config):
     @property
     def model_name(self) -> str:
         """The name of the tuned model: `ft:BASE:TENANT:SUFFIX:ID`."""
-        return f"ft:{self.model}:{self.tenant}:{self.suffix}:{self.id.removeprefix('ftjob-')[:8]}"
+        return f"ft:{self.model}:{self.tenant}:{self.suffix}:{self.id[-8:]}"
 
     @property
     def has_model(self) -> bool:

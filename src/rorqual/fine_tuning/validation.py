@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -20,8 +21,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluating import evaluate
 from rorqual.evals.evaluation import GradedSample
-from rorqual.fine_tuning.examples import GRADER
-from rorqual.fine_tuning.recipe import refuse_long_prompts, sample_lengths
+from rorqual.fine_tuning.examples import GRADER, example_lengths
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run_directory import load_run, read_model_config
@@ -60,14 +60,15 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
     if isinstance(source := run.source, RolloutConfig):
         task = openai_task(data, source.options["grader"], where=GRADER)
         params = SamplingParams(max_tokens=source.max_tokens)
-        refuse_long_prompts(task, data, chat, context - source.max_tokens)
+        deque(example_lengths(job.method, data, chat, context, reply=source.max_tokens), maxlen=0)
         return partial(_mean_score, task, [*islice(task.problems("test", 0), MOST_PROMPTS)], params, threads)
+    lengths = [*example_lengths(job.method, data, chat, context)]
     if isinstance(source, PreferencesConfig):
         inputs = SourceInputs(load_run(base), chat.tokenizer, chat, job.seed, threads)
         held_out = Preferences(source.model_copy(update={"data": str(data), "pairs": 1}), inputs)
         batches = [held_out.step(step).batches[0] for step in range(len(held_out.pairs))]
         return partial(_preferences, run.objectives[0], batches)
-    measures = [partial(_loss_and_accuracy, _conversations(data, chat, context))]
+    measures = [partial(_loss_and_accuracy, _conversations(data, chat, max(8, *lengths)))]
     golden, problems = GoldenAnswers(data), list[Problem]()
     with suppress(DataError):  # a conversation that ends with calls of tools has no text to compare
         problems = [*golden.problems("test", 0)]
@@ -79,10 +80,9 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
     return lambda trained: {name: value for measure in measures for name, value in measure(trained).items()}
 
 
-def _conversations(data: Path, chat: ChatFormat, context: int) -> list[TrainBatch]:
-    """Return the rows of a file of conversations. Samples beyond the context are left out."""
-    row = min(max(8, *(length for length, _ in sample_lengths(data, chat))), context)
-    source = ConversationsConfig(data=str(data), rows=1, row=row, longer="skip")
+def _conversations(data: Path, chat: ChatFormat, row: int) -> list[TrainBatch]:
+    """Return the samples of a file of conversations in rows of `row` tokens."""
+    source = ConversationsConfig(data=str(data), rows=1, row=row)
     built = source.build(SourceInputs(None, chat.tokenizer, chat, 0, 1))  # type: ignore[arg-type]
     assert isinstance(built, StreamSource) and isinstance(built.stream, ConversationStream)
     return [batch for step in range(built.stream.steps_for_epochs(1)) for batch in built.step(step).batches]

@@ -141,6 +141,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.url.path[:LONGEST_PATH]
     if error.status_code == 405:
         found = ApiError(405, f"`{path}` has no method {request.method}.", code="method_not_allowed")
+    elif error.status_code != 404:  # such as a form that cannot be read
+        found = ApiError(error.status_code, f"`{path}`: {error.detail}")
     else:
         problem = f"`{path}` is not a route. GET /openapi.json lists the routes."
         found = ApiError(error.status_code, problem, code="no_such_route")

@@ -122,6 +122,7 @@ class EngineBridge:
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self.adapters: dict[str, Path] = {}
+        self._used_adapters: dict[str, Path] = {}  # also unloaded ones
         # message number -> None when the engine has done what the message asks, or why not
         self._calls: dict[int, asyncio.Future[ApiError | None]] = {}
         self._parts: dict[
@@ -254,6 +255,7 @@ class EngineBridge:
         if self.adapters.get(name) != folder:
             await self.load_adapter(name, folder)
         self.adapters[name] = self.adapters.pop(name, folder)
+        self._used_adapters[name] = folder
         for old in [*self.adapters][:-MOST_ADAPTERS]:
             with suppress(ApiError):
                 await self.unload_adapter(old)
@@ -284,9 +286,17 @@ class EngineBridge:
         if done is not None and not done.done():  # its caller may have been cancelled
             done.set_result(error)
 
+    def _send_adapter(self, name: str, folder: Path) -> None:
+        self.adapters[name] = folder
+        self._queue_output(wire.message_line("adapter", number=-1, name=name, folder=str(folder)))
+
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
+                if (
+                    ask.adapter in self._used_adapters and ask.adapter not in self.adapters
+                ):  # unloaded since `use_adapter`
+                    self._send_adapter(ask.adapter, self._used_adapters[ask.adapter])
                 self._queue_output(*wire.submit_message(number, ask, job.tenant))
 
     def _cancel(self, job: ServerJob) -> None:
@@ -393,7 +403,7 @@ class EngineBridge:
                 wire.message_line("update", number=-1, file=str(self.weights[0]), version=self.weights[1])
             )
         for name, folder in self.adapters.items():
-            self._queue_output(wire.message_line("adapter", number=-1, name=name, folder=str(folder)))
+            self._send_adapter(name, folder)
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():

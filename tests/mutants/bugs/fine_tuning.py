@@ -50,8 +50,8 @@ MUTANTS = (
         "the first checkpoint's model is served as the tuned model",
         ISSUE,
         "fine_tuning/service.py",
-        "if step else steps[-1:]",
-        "if step else steps[:1]",
+        "if separator else steps[-1:]",
+        "if separator else steps[:1]",
         "tests/fine_tuning/test_tuned_models.py::test_a_tuned_model_gives_the_answers_of_its_folder",
     ),
     one(

@@ -181,8 +181,8 @@ def _machine_info() -> dict[str, Any]:
 def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
     """Return notes on how throughput and latency were measured, and on conditions that may distort the measurements."""
     total = account(engine.model.config).total
-    block = 34 / 32  # 32 weights of 8 bits and their scale
-    size = memory_text(total * (block if chosen.dtype == "int8" else BYTES[chosen.dtype]))
+    each = 34 / 32 if chosen.dtype == "int8" else BYTES[chosen.dtype]  # 32 weights of 8 bits share a scale of two bytes
+    size = memory_text(total * each)
     notes = [
         f"{count_text(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",
         "Prompts are random ids, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",

@@ -126,6 +126,15 @@ def name_file_in_read_errors(path: Path) -> Iterator[None]:
         raise _decode_error(path, error) from None
 
 
+@contextmanager
+def name_row_in_errors(where: str) -> Iterator[None]:
+    """Name the row `where` in a DataError of the `with` block, such as that of a chat format."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.what, where=f"{where}: {error.where}", remedy=error.remedy) from None
+
+
 def _decode_error(path: Path, error: UnicodeDecodeError) -> DataError:
     """Return the error of a file that cannot be decoded. It names the first such line, unless the file is UTF-16."""
     where = str(path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from rorqual.core.conversations import Conversation, read_conversation, read_tools
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool
-from rorqual.core.rows import read_rows
+from rorqual.core.rows import name_row_in_errors, read_rows
 from rorqual.data.chat import ChatFormat
 from rorqual.data.source.conversations import is_trainable
-from rorqual.data.source.pairs import read_pair
+from rorqual.data.source.pairs import render_pair
 from rorqual.fine_tuning.schemas import Method
 from rorqual.tasks.openai_graders import openai_task
 
@@ -27,9 +26,10 @@ def example_lengths(
 ) -> Iterator[int]:
     """Yield the number of tokens of each training sample of a file, of both replies of each pair, or of each prompt, by `method`.
 
-    `context`: maximum tokens of a sample, or of a prompt and a reply of `reply` tokens. Raises ConfigError for a grader that is not
-    offered, and DataError, with file and line, for a row that is not of the method, teaches nothing, cannot be written in the chat
-    format or is too long.
+    `context`: maximum tokens of a sample, or of a prompt and a reply of `reply` tokens.
+
+    Raises ConfigError for a grader that is not offered. Raises DataError, with file and line, for a row that is not of the method,
+    teaches nothing, is too long, or cannot be written in the chat format.
     """
     most = context if method.reinforcement is None else context - reply
     for where, samples in _rendered_rows(method, file, chat):
@@ -43,29 +43,17 @@ def _rendered_rows(method: Method, file: Path, chat: ChatFormat) -> Iterator[tup
     """Yield the place of each row, and the token ids of its samples."""
     if method.reinforcement is not None:
         for problem in openai_task(file, method.reinforcement.grader, where=GRADER).problems("train", 0):
-            with _named_row(where := problem.meta["where"]):
+            with name_row_in_errors(where := problem.meta["where"]):
                 prompt = chat.prompt(problem.messages)
             yield where, [prompt]
     elif method.type == "dpo":
         for row in read_rows(file):
-            pair, tools = read_pair(row)
-            with _named_row(row.where):
-                rendered = [chat.render(turns, train_from=len(turns) - 1, tools=tools) for turns in pair]
-            yield row.where, [one.ids for one in rendered]
+            yield row.where, [one.ids for one in render_pair(row, chat)]
     else:
         for where, turns, tools in read_examples(file):
-            with _named_row(where):
+            with name_row_in_errors(where):
                 rendered = chat.training_renderings(turns, tools)
             yield where, [one.ids for one in rendered]
-
-
-@contextmanager
-def _named_row(where: str) -> Iterator[None]:
-    """Name the row in errors of its chat format."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(error.what, where=f"{where}: {error.where}", remedy=error.remedy) from None
 
 
 def read_examples(file: Path) -> Iterator[tuple[str, Conversation, tuple[Tool, ...]]]:

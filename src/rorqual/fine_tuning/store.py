@@ -41,7 +41,7 @@ Seconds = Bytes
 
 
 def new_id(prefix: str) -> str:
-    """Return a new id, such as `file-...` with 26 characters after the hyphen: the time, so that ids sort by it, and random ones."""
+    """Return a new id, such as `file-...`. After the hyphen, 14 characters are the time, by which ids sort, and 12 are random."""
     return f"{prefix}-{time.time_ns() >> 10:014x}{''.join(secrets.choice(LETTERS) for _ in range(12))}"
 
 

@@ -122,7 +122,7 @@ class EngineBridge:
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self.adapters: dict[str, Path] = {}
-        self._used_adapters: dict[str, Path] = {}  # also unloaded ones
+        self._used_adapters: dict[str, Path] = {}  # of `use_adapter`, also unloaded ones
         # message number -> None when the engine has done what the message asks, or why not
         self._calls: dict[int, asyncio.Future[ApiError | None]] = {}
         self._parts: dict[
@@ -287,16 +287,16 @@ class EngineBridge:
             done.set_result(error)
 
     def _send_adapter(self, name: str, folder: Path) -> None:
+        """Tell the engine to load an adapter before the messages that follow."""
         self.adapters[name] = folder
         self._queue_output(wire.message_line("adapter", number=-1, name=name, folder=str(folder)))
 
     def _submit(self, job: ServerJob) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
-                if (
-                    ask.adapter in self._used_adapters and ask.adapter not in self.adapters
-                ):  # unloaded since `use_adapter`
-                    self._send_adapter(ask.adapter, self._used_adapters[ask.adapter])
+                folder = self._used_adapters.get(ask.adapter)
+                if folder is not None and ask.adapter not in self.adapters:  # unloaded since `use_adapter`
+                    self._send_adapter(ask.adapter, folder)
                 self._queue_output(*wire.submit_message(number, ask, job.tenant))
 
     def _cancel(self, job: ServerJob) -> None:
@@ -402,7 +402,7 @@ class EngineBridge:
             self._queue_output(
                 wire.message_line("update", number=-1, file=str(self.weights[0]), version=self.weights[1])
             )
-        for name, folder in self.adapters.items():
+        for name, folder in dict(self.adapters).items():
             self._send_adapter(name, folder)
         for job in self.jobs.values():
             self._submit(job)

@@ -8,7 +8,8 @@ from typing import Any
 from rorqual.core.conversations import Conversation, read_messages, read_tools, refuse_empty_prompt
 from rorqual.core.errors import DataError
 from rorqual.core.records import Tool, is_blank_message
-from rorqual.core.rows import DataRow
+from rorqual.core.rows import DataRow, name_row_in_errors
+from rorqual.data.chat import ChatFormat, RenderedConversation
 
 
 def read_pair(row: DataRow) -> tuple[tuple[Conversation, Conversation], tuple[Tool, ...]]:
@@ -40,3 +41,13 @@ def _read_reply(row: DataRow, key: str) -> Conversation:
             remedy=f'Write "{key}": [{{"role": "assistant", "content": "..."}}], or remove the row.',
         )
     return (replace(reply[0], in_loss=True),)
+
+
+def render_pair(row: DataRow, chat: ChatFormat) -> list[RenderedConversation]:
+    """Return the prompt with the preferred reply, and with the other reply, as tokens. Only the tokens of the reply are in the loss.
+
+    Raises DataError, with file and line, for a row that `read_pair` refuses, or that the chat format cannot represent.
+    """
+    pair, tools = read_pair(row)
+    with name_row_in_errors(f"{row.where}: input"):
+        return [chat.render(messages, train_from=len(messages) - 1, tools=tools) for messages in pair]

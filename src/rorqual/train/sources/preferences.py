@@ -10,10 +10,9 @@ import numpy as np
 
 from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
-from rorqual.core.rows import DataRow, read_rows
-from rorqual.data.chat import ChatFormat
+from rorqual.core.rows import read_rows
 from rorqual.data.pack import TrainingSample, pack_rows
-from rorqual.data.source.pairs import read_pair
+from rorqual.data.source.pairs import render_pair
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.reference import ReferenceModel
 from rorqual.train.sources.source import Source, SourceConfig, SourceInputs, StepBatches
@@ -45,7 +44,10 @@ class Preferences(Source):
 
     def __init__(self, config: PreferencesConfig, materials: SourceInputs) -> None:
         self.config, self.pad, self.seed = config, materials.chat.pad, materials.seed
-        self.pairs = [render_pair(row, materials.chat) for row in read_rows(Path(config.data))]
+        self.pairs = [
+            [TrainingSample(one.ids, one.mask) for one in render_pair(row, materials.chat)]
+            for row in read_rows(Path(config.data))
+        ]
         if too_long := [longest for pair in self.pairs if (longest := max(map(len, pair))) > config.row]:
             raise DataError(
                 f"{len(too_long)} of {len(self.pairs)} pairs are longer than a row of {config.row} tokens "
@@ -67,13 +69,3 @@ class Preferences(Source):
         batch = TrainBatch.from_packed(pack_rows(samples, rows, max(map(len, samples)), pad=self.pad).batch)
         batch = replace(batch, reference_logprobs=self.reference.logprobs(batch))
         return StepBatches([batch], {"reference_tokens": batch.n_tokens})
-
-
-def render_pair(row: DataRow, chat: ChatFormat) -> list[TrainingSample]:
-    """Return the samples of the preferred and the other reply. Only the tokens of the reply are in the loss."""
-    pair, tools = read_pair(row)
-    try:
-        rendered = [chat.render(messages, train_from=len(messages) - 1, tools=tools) for messages in pair]
-    except DataError as error:
-        raise DataError(error.what, where=f"{row.where}: input: {error.where}", remedy=error.remedy) from None
-    return [TrainingSample(one.ids, one.mask) for one in rendered]

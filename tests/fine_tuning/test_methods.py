@@ -179,18 +179,22 @@ def test_the_validation_file_of_pairs_is_measured(base: Path, tmp_path: Path) ->
 
 
 def test_the_validation_file_of_prompts_is_answered(base: Path, tmp_path: Path) -> None:
-    """The mean score is that of the greedy replies of the checkpoint's model."""
+    """The mean score is that of the greedy replies of the checkpoint's model, which the longest prompt leaves room for."""
     grader = {**GRADER, "type": "text_similarity", "evaluation_metric": "fuzzy_match"}
     del grader["operation"]
     settings = {"grader": grader, "hyperparameters": {"n_epochs": 1, "batch_size": 2}}
     folder = job_folder(base, tmp_path, "reinforcement", settings, validation_file="file-b")
     prompts(folder.training_data)
-    prompts(folder.validation_data, 7)
+    text, long = prompts(folder.validation_data, 7).read_text(encoding="utf-8"), f"6+6{'?' * 60}"
+    folder.validation_data.write_text(text.replace("6+6", long), encoding="utf-8")
     assert train_job(folder, 1, lambda: False) is not None
     [checkpoint] = folder.checkpoints()
     most = plan_job(folder.job(), folder).run.source.max_tokens  # type: ignore[attr-defined]
     engine = Engine(folder.model(checkpoint["step_number"]).path)
-    replies = engine.generate([f"{a}+{a}" for a in range(7)], SamplingParams(max_tokens=most, temperature=0))
+    room = engine.max_len - len(engine.chat.prompt([Message("user", long)]))
+    assert room < most
+    asked = [*(f"{a}+{a}" for a in range(6)), long]
+    replies = engine.generate(asked, SamplingParams(max_tokens=room, temperature=0))
     scores = [text_similarity("fuzzy_match", one[0].text, str(2 * a)) for a, one in enumerate(replies)]
     assert checkpoint["metrics"]["full_valid_mean_reward"] == pytest.approx(sum(scores) / 7) and sum(scores) > 0
     assert any(event["data"]["reward"] for event in folder.steps())

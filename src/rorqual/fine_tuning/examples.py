@@ -21,17 +21,15 @@ FEWEST_REPLY = 16
 """In reinforcement, a prompt must leave room for `FEWEST_REPLY` tokens."""
 
 
-def example_lengths(
-    method: Method, file: Path, chat: ChatFormat, context: int, *, reply: int = FEWEST_REPLY
-) -> Iterator[int]:
+def example_lengths(method: Method, file: Path, chat: ChatFormat, context: int) -> Iterator[int]:
     """Yield the number of tokens of each training sample of a file, of both replies of each pair, or of each prompt, by `method`.
 
-    `context`: maximum tokens of a sample, or of a prompt and a reply of `reply` tokens.
+    `context`: maximum tokens of a sample, or of a prompt and a reply of `FEWEST_REPLY` tokens.
 
     Raises ConfigError for a grader that is not offered. Raises DataError, with file and line, for a row that is not of the method,
     teaches nothing, is too long, or cannot be written in the chat format.
     """
-    most = context if method.reinforcement is None else context - reply
+    most = context if method.reinforcement is None else context - FEWEST_REPLY
     for where, samples in _rendered_rows(method, file, chat):
         if (longest := max(map(len, samples))) > most:
             problem = f"{longest} tokens, but the context of the base model leaves room for {most}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -57,12 +56,11 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
     base, data = RunDir(Path(job.base)), folder.validation_data.absolute()
     chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
     context = read_model_config(base).max_position_embeddings
+    lengths = [*example_lengths(job.method, data, chat, context)]
     if isinstance(source := run.source, RolloutConfig):
         task = openai_task(data, source.options["grader"], where=GRADER)
-        params = SamplingParams(max_tokens=source.max_tokens)
-        deque(example_lengths(job.method, data, chat, context, reply=source.max_tokens), maxlen=0)
+        params = SamplingParams(max_tokens=min(source.max_tokens, context - max(lengths)))
         return partial(_mean_score, task, [*islice(task.problems("test", 0), MOST_PROMPTS)], params, threads)
-    lengths = [*example_lengths(job.method, data, chat, context)]
     if isinstance(source, PreferencesConfig):
         inputs = SourceInputs(load_run(base), chat.tokenizer, chat, job.seed, threads)
         held_out = Preferences(source.model_copy(update={"data": str(data), "pairs": 1}), inputs)

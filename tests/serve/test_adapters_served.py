@@ -50,9 +50,7 @@ async def refusal(action: Any) -> ApiError:
     return caught.value
 
 
-def test_the_engines_process_has_the_adapters_that_the_server_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engines_process_has_the_adapters_that_the_server_loaded(tmp_path: Path) -> None:
     """Each request is answered by its own, and by the same after the engine was killed. What is not loaded is refused with the reason."""
     base = write_run(tmp_path / "base")
     model, step = load_run(RunDir(base)), RunDir(base).step_dir(0)
@@ -94,12 +92,28 @@ def test_the_engines_process_has_the_adapters_that_the_server_loaded(
         await asyncio.sleep(0)
         os.kill(bridge._process.pid, signal.SIGKILL)
         assert (await refusal(waiting)).code == "engine_died"
-        while not bridge.alive:
-            await asyncio.sleep(0.01)
-        monkeypatch.setattr(rules, "MOST_ADAPTERS", 1)
-        for name in ("two", "one"):  # which takes the place of the first before its request comes
-            await bridge.use_adapter(name, folders[name])
-        assert "two" not in bridge.adapters and await answers(bridge, "two", "one") == [expected[0], expected[2]]
+        await bridge.stop()
+
+    asyncio.run(act())
+
+
+def test_an_adapter_that_is_unloaded_before_its_request_comes_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "MOST_ADAPTERS", 1)
+    base = write_run(tmp_path / "base")
+    model, step = load_run(RunDir(base)), RunDir(base).step_dir(0)
+    folders = {name: write_adapter(tmp_path / name, step, model, seed) for seed, name in enumerate(("one", "two"))}
+
+    async def act() -> None:
+        bridge = EngineBridge(EngineArguments(str(base), engine={"slots": 4}))
+        await bridge.start()
+        await bridge.use_adapter("two", folders["two"])
+        [expected] = await answers(bridge, "two")
+        await bridge.use_adapter("one", folders["one"])
+        assert {*bridge.adapters} == {"one"} and await answers(bridge, "two") == [expected] != await answers(
+            bridge, "one"
+        )
         await bridge.stop()
 
     asyncio.run(act())

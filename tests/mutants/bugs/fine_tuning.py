@@ -221,7 +221,7 @@ MUTANTS = (
         "serve/bridge.py",
         "                    self._send_adapter(ask.adapter, folder)",
         "                    pass",
-        "tests/serve/test_adapters_served.py::test_the_engines_process_has_the_adapters_that_the_server_loaded",
+        "tests/serve/test_adapters_served.py::test_an_adapter_that_is_unloaded_before_its_request_comes_is_loaded_again",
     ),
     one(
         "an end that is not saved deletes the training file",

@@ -125,15 +125,19 @@ def test_a_taught_folder_answers_as_it_is_served(golden: Callable[..., None]) ->
     assert {"card", "pin", "fee"} <= {*cells(said)}
     before, after = ([one[n].lower().rstrip(".") == right[n] for n, _ in sure] for one in (old, dict(sure)))
     change = difference_over_seeds([np.array(before)], [np.array(after)], 0.95)
+    verdict = "the model is better" if change.interval.low > 0 else "either may be better"
     shares = [percent(sum(one) / len(sure)) for one in (before, after)]
     assert (
         shares[0] != shares[1]
         and (
             f"Of {len(sure)} answered rows with an expected answer, {shares[0]} % of the golden answers are right and {shares[1]} % of the "
-            f"model's: {100 * change.mean:+.1f} points {percent_interval(change.interval)}."
+            f"model's: {100 * change.mean:+.1f} points {percent_interval(change.interval)}: {verdict}."
         )
         in said
     )
+    for kept, expected, words in (("fee", "", "the model is"), ("fee", "fee", "the golden answers are")):
+        golden(*(line(one, kept, expected=expected or label) for one, label in zip(asked, right, strict=True)))
+        assert f"]: {words} better." in output_of("compare", "task", "golden=golden.jsonl", "threads=1")
     with load_with_cached_answers("task", EvalSettings(threads=1), None) as cache:
         assert cache.made["run"] == answerer_fingerprint(Path("task"), load_answerer(Path("task"), threads=1).config)
     refused = output_of("compare", "task", "golden=golden.jsonl", "max_tokens=3", "out=o.json", code=2)

@@ -103,13 +103,23 @@ def test_a_ladder_ignores_hyperparameters_and_needs_enough_rows(tuner: TuneServe
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
     with pytest.raises(openai.BadRequestError, match="the base 'ladder' offers 'supervised' alone"):
         jobs.create(model="ladder", training_file=file, method={"type": "dpo"})
+    with pytest.raises(openai.BadRequestError, match=r"few\.jsonl: only 10 examples") as refused:
+        jobs.create(model="ladder", training_file=file)
+    assert refused.value.param == "training_file" and "at least 50 different examples" in str(refused.value)
+    (same := tmp_path / "same.jsonl").write_text(6 * (tmp_path / "few.jsonl").read_text("utf-8"), "utf-8")
+    file = tuner.upload(same)
     failed = wait(tuner.client, jobs.create(model="ladder", training_file=file, method=method).id)
     ignored = "These hyperparameters have no effect here: n_epochs"
     assert ignored in {event.message for event in jobs.list_events(failed.id)}
     assert failed.status == "failed" and failed.error is not None and failed.error.param == "training_file"
-    assert "at least 50 different examples" in (failed.error.message or "") and "few.jsonl" in (
-        failed.error.message or ""
+    assert "at least 50 different examples" in failed.error.message and "same.jsonl" in failed.error.message
+    file, held_out = (
+        tuner.upload(tickets(tmp_path / "data.jsonl")),
+        tuner.upload(tickets(tmp_path / "test.jsonl", 60, 3)),
     )
+    failed = wait(tuner.client, jobs.create(model="ladder", training_file=file, validation_file=held_out).id)
+    assert failed.error is not None and failed.error.param == "validation_file"
+    assert "test.jsonl: the test file has only 3 usable examples" in failed.error.message
 
 
 def test_a_paused_ladder_continues_and_a_deleted_one_is_gone(tuner: TuneServer, tmp_path: Path) -> None:

@@ -70,11 +70,13 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     made = plan(base, data, "supervised", settings)
     run, source = made.run, made.run.source
     assert isinstance(source, ConversationsConfig) and isinstance(run.tune, LoRA)
-    assert (run.tune.r, run.tune.alpha, run.save_seconds) == (16, 32, 30)
+    assert (run.tune.r, run.tune.alpha, run.save_seconds) == (8, 32, 30)
     assert source.data == str(tmp_path / "job" / "train.jsonl") and run.start.run == str(base)
     assert (run.seed, run.chat, len(made.epoch_ends)) == (3, "deepseek", 4) and run.steps == made.epoch_ends[-1]
     assert 3 <= made.epoch_ends[0] <= 6  # 12 examples in updates of about 3
+    assert made.hyperparameters == settings
     auto = plan(base, data, "supervised", {}, seed=4)
+    assert auto.hyperparameters == {"n_epochs": 10, "batch_size": 12, "learning_rate_multiplier": 1}
     assert auto.run.optim.lr == 2 * run.optim.lr and auto.run.seed == 4  # type: ignore[attr-defined]
     assert len(auto.epoch_ends) == auto_epochs(12) and auto.epoch_ends[0] == 1
     assert [auto_epochs(rows) for rows in (10, 300, 10_000)] == [10, 5, 3]
@@ -99,6 +101,8 @@ def test_preference_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     settings = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0, "beta": 0.3}
     made, auto = plan(base, data, "dpo", settings), plan(base, data, "dpo", {})
     run, source = made.run, made.run.source
+    assert made.hyperparameters == settings
+    assert auto.hyperparameters == {"n_epochs": 3, "batch_size": 6, "learning_rate_multiplier": 1, "beta": 0.1}
     assert run.seed == 3 and auto.run.optim.lr == PREFERENCE_LR == 3e-4  # type: ignore[attr-defined]
     assert isinstance(source, PreferencesConfig) and isinstance(run.objectives[0], DPO)
     assert (source.pairs, source.reference, run.objectives[0].beta) == (4, str(base), 0.3)
@@ -113,6 +117,9 @@ def test_reinforcement_hyperparameters_are_the_runs(base: Path, tmp_path: Path) 
     settings = {"n_epochs": 2, "batch_size": 2, "learning_rate_multiplier": 2.0, "compute_multiplier": 0.5}
     made, auto = plan(base, data, "reinforcement", settings), plan(base, data, "reinforcement", {})
     source, other = made.run.source, auto.run.source
+    waiting = {"eval_interval": "auto", "eval_samples": "auto", "reasoning_effort": "default"}
+    values = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1, "compute_multiplier": 1}
+    assert made.hyperparameters == waiting | settings and auto.hyperparameters == waiting | values
     assert made.run.seed == 3 and auto.run.optim.lr == REINFORCEMENT_LR == 3e-4  # type: ignore[attr-defined]
     assert isinstance(source, RolloutConfig) and isinstance(other, RolloutConfig)
     assert (source.task, source.options, source.problems, source.samples) == ("openai", {"grader": GRADER}, 2, 4)

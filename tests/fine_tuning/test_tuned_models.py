@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.fine_tuning.store import JobFolder
+from served import write_run
 
 PROMPTS = [f"{a}+{a + 1}" for a in range(12)]
 
@@ -233,7 +235,7 @@ def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> No
                 server.create(sums(tmp_path / "data.jsonl"), model=name, method={"type": "dpo"})
         with pytest.raises(openai.NotFoundError, match="Use one of: tiny, a, b, intents, ladder"):
             server.create(sums(tmp_path / "data.jsonl"), model="c")
-        named = server.create(sums(tmp_path / "data.jsonl"), model="intents")
+        named = server.create(sums(tmp_path / "data.jsonl", rows=60), model="intents")
         server.client.fine_tuning.jobs.cancel(named.id)
         events = server.client.fine_tuning.jobs.list_events(named.id)
         assert "The base 'intents' is the ladder here" in [event.message for event in events]
@@ -243,6 +245,18 @@ def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> No
         while len(running := job_processes(tmp_path)) < 2 and time.monotonic() < end:
             time.sleep(0.1)
         assert running == [["2", str(10**10)]] * 2
+
+
+def test_a_model_of_another_base_is_refused_without_a_path(
+    tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path
+) -> None:
+    shutil.copytree(tuner.folder / "jobs" / tuned.id, tmp_path / "tune" / "jobs" / tuned.id)
+    other = write_run(tmp_path / "other", context=256, head_dim=16)
+    with tuning(other, tmp_path) as server:
+        with pytest.raises(openai.UnprocessableEntityError, match="Was it trained from another base") as refused:
+            answers(server, tuned.fine_tuned_model or "", PROMPTS[:1])
+        assert refused.value.param == "model" and str(tmp_path) not in str(refused.value)
+        assert "trained on other weights than the engine's" in server.server.log.read_text(encoding="utf-8")
 
 
 def test_a_base_that_is_not_served_is_refused_at_the_start(base: Path) -> None:

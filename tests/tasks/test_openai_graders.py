@@ -126,7 +126,7 @@ BAD = [
         ({**GUIDE, "calculate_output": formula}, "'calculate_output' is no formula")
         for formula in (
             "(name + mail) / 2", "name +", "", "name if email else 0", "name.real", "min(name, key=abs)", "__import__('os')", "pow(name, 2)",
-            "min()", "sqrt(name, email)", "name % 2", "'a' * 9", "min",
+            "min()", "sqrt(name, email)", "name % 2", "'a' * 9", "min", "0.5 * 2",
         )
     ),
     ({**GUIDE, "calculate_output": "name + " * 99 + "email"}, "calculate_output"),

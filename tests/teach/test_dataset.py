@@ -104,7 +104,8 @@ def test_a_model_is_trained_on_one_spelling_of_a_label(write: Write) -> None:
 
 
 def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
-    check = check_file(write("a.jsonl", labelled(100)), len)
+    file = write("test.jsonl", labelled(10, seed=9))
+    check = check_file(write("a.jsonl", labelled(100)), len, against=file)
     test = [Example(n, f"test {n}", "card") for n in range(1, 101)]
 
     def long(one: Example) -> str:
@@ -114,7 +115,7 @@ def test_unusable_test_rows_count_against_the_test_file(write: Write) -> None:
     found = divide_examples(check, test, count=1_000, reason_against=long)
     assert found.left_out == {"unusable test row": 20} and len(found.splits["test"]) == 80
     bad = 21
-    with pytest.raises(DataError, match=r"test: 21 of 100 test rows cannot be used; the first: too long"):
+    with pytest.raises(DataError, match=r"test\.jsonl: 21 of 100 test rows cannot be used; the first: too long"):
         divide_examples(check, test, count=1_000, reason_against=long)
 
 

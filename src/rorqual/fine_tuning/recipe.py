@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+from pydantic import Field
 
 from rorqual.core.config import Config, Count
 from rorqual.core.records import RunDir
@@ -12,7 +16,7 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.fine_tuning.examples import example_lengths
-from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, ReinforcementHyperparameters
+from rorqual.fine_tuning.schemas import Auto, DPOHyperparameters, Hyperparameters, ReinforcementHyperparameters
 from rorqual.fine_tuning.store import Job, JobFolder
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.bank import reasons_to_merge
@@ -27,7 +31,7 @@ from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
 from rorqual.train.sources.source import StreamSource
 
-R, ALPHA, LR = 16, 32.0, 1e-3
+R, ALPHA, LR = 8, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
 STEP_TOKENS = 768
 """With `batch_size` auto, an update has about `STEP_TOKENS` tokens."""
@@ -43,10 +47,11 @@ EXAMPLES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 1500, 3, 10
 
 
 class JobPlan(Config):
-    """A job's training run, and the steps at which its epochs end."""
+    """A job's training run, the steps at which its epochs end, and the hyperparameters with values instead of `auto`."""
 
     run: Run
     epoch_ends: tuple[Count, ...]
+    hyperparameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
 def value_or(given: Auto | float, auto: float) -> float:
@@ -83,7 +88,14 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
         lr=LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
-    return JobPlan(run=_adapted(run, rows), epoch_ends=ends)
+    used = {"n_epochs": epochs, "batch_size": max(1, round(epochs * len(lengths) / ends[-1]))}
+    return JobPlan(run=_adapted(run, rows), epoch_ends=ends, hyperparameters=_shown_values(chosen, used))
+
+
+def _shown_values(chosen: Hyperparameters, used: Mapping[str, int]) -> dict[str, Any]:
+    """Return the hyperparameters with the value that was used for each `auto`."""
+    auto = {"learning_rate_multiplier": 1.0, "beta": BETA, "compute_multiplier": 1.0, **used}
+    return {name: auto.get(name, value) if value == "auto" else value for name, value in chosen.model_dump().items()}
 
 
 def _stream(source: ConversationsConfig, chat: ChatFormat, seed: int) -> ConversationStream:
@@ -97,7 +109,7 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
     assert isinstance(chosen, DPOHyperparameters)
     pairs = len([*example_lengths(job.method, data, chat, context)]) // 2
     batch = int(min(pairs, value_or(chosen.batch_size, PAIRS)))
-    ends = _epoch_ends(pairs, batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    ends = _epoch_ends(pairs, batch, epochs := int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
     run = dpo(
         data=str(data),
         start=job.base,
@@ -108,7 +120,8 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
         lr=PREFERENCE_LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
-    return JobPlan(run=_adapted(run, batch), epoch_ends=ends)
+    shown = _shown_values(chosen, {"n_epochs": epochs, "batch_size": batch})
+    return JobPlan(run=_adapted(run, batch), epoch_ends=ends, hyperparameters=shown)
 
 
 def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
@@ -116,7 +129,7 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
     assert settings is not None and isinstance(chosen, ReinforcementHyperparameters)
     lengths = [*example_lengths(job.method, data, chat, context)]
     batch = int(min(len(lengths), value_or(chosen.batch_size, PROMPTS)))
-    ends = _epoch_ends(len(lengths), batch, int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
+    ends = _epoch_ends(len(lengths), batch, epochs := int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
     max_tokens = min(LONGEST_REPLY, context - max(lengths))
     run = grpo(
         task="openai",
@@ -131,7 +144,9 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         lr=REINFORCEMENT_LR * value_or(chosen.learning_rate_multiplier, 1.0),
         seed=job.seed,
     )
-    return JobPlan(run=_adapted(run, batch, batch), epoch_ends=ends)  # a micro-batch for each prompt saves memory
+    shown = _shown_values(chosen, {"n_epochs": epochs, "batch_size": batch})
+    run = _adapted(run, batch, batch)  # a micro-batch for each prompt saves memory
+    return JobPlan(run=run, epoch_ends=ends, hyperparameters=shown)
 
 
 def _epoch_ends(examples: int, batch: int, epochs: int) -> tuple[int, ...]:

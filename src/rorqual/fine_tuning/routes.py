@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, pairwise
@@ -29,6 +28,7 @@ from rorqual.serve.bodies import BODY_SECONDS, read_body
 from rorqual.serve.errors import ApiError, bad_request
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.validation_errors import describe_value, validated
+from rorqual.teach.examples import FEWEST_EXAMPLES, GIVE_MORE
 
 router = APIRouter()
 Row = dict[str, Any]
@@ -260,7 +260,7 @@ async def create_job(request: Request) -> JSONResponse:
     except (OSError, RorqualError) as error:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
-    return await _shown(request, job)
+    return JSONResponse((await _shown(request, job))[0])
 
 
 async def _make_place_for_job(service: TuneService, tenant: str) -> None:
@@ -296,7 +296,10 @@ def _check_examples(request: Request, asked: JobRequest, base: str) -> None:
                 if base
                 else read_examples(content)
             )
-            deque(islice(rows, 0, None if file.bytes <= CHECKED_BYTES else 1), maxlen=0)
+            is_small = file.bytes <= CHECKED_BYTES
+            checked = sum(1 for _ in islice(rows, None if is_small else 1))
+            if not base and param == "training_file" and is_small and checked < FEWEST_EXAMPLES:
+                raise DataError(f"only {checked:,} examples", where=str(content), remedy=GIVE_MORE)
         except ConfigError as error:
             problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
             raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None
@@ -308,20 +311,24 @@ def _check_examples(request: Request, asked: JobRequest, base: str) -> None:
             raise bad_request(problem, param, f"invalid_{param}") from None
 
 
-async def _shown(request: Request, job: Job) -> JSONResponse:
-    return JSONResponse(job.shown(await _estimated_finish(request, job)))
-
-
-async def _estimated_finish(request: Request, job: Job) -> int | None:
-    """Return when a running job will end at its present speed, as a Unix time, or None if that is not known."""
-    if job.status != "running":
-        return None
+async def _shown(request: Request, *jobs: Job) -> list[Row]:
+    """Return jobs as OpenAI's API shows them."""
     service = _service(request)
-    return estimated_finish(await service.run_in_thread(job.tenant, service.store.folder(job.id).steps))
+
+    def rows() -> list[Row]:
+        shown = []
+        for job in jobs:
+            folder = service.store.folder(job.id)
+            finish = estimated_finish(folder.steps()) if job.status == "running" else None
+            shown.append(job.shown(finish, folder.used_hyperparameters()))
+        return shown
+
+    return await service.run_in_thread(request.state.tenant, rows)
 
 
 def estimated_finish(steps: Sequence[Row]) -> int | None:
-    """Return when the last step ends if each step takes as long as the median of the last `RECENT`, so that pauses do not count."""
+    """Return when the last step ends, as a Unix time, or None if that is not known. Each step takes as long as the median of the last
+    `RECENT`, so that pauses do not count."""
     if len(steps) < 2:
         return None
     pace = median(after["created_at"] - before["created_at"] for before, after in pairwise(steps[-RECENT:]))
@@ -337,14 +344,13 @@ async def list_jobs(request: Request) -> JSONResponse:
     if request.query_params.get("metadata") == "null":
         own = [job for job in own if job.metadata is None]
     chosen = [job for job in own if wanted.items() <= (job.metadata or {}).items()]
-    rows = [job.shown(await _estimated_finish(request, job)) for job in chosen]
-    return _page(request, _newest_first(rows))
+    return _page(request, _newest_first(await _shown(request, *chosen)))
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}")
 async def retrieve_job(request: Request, job_id: str) -> JSONResponse:
     """Return a job."""
-    return await _shown(request, _job(request, job_id))
+    return JSONResponse((await _shown(request, _job(request, job_id)))[0])
 
 
 @router.post("/v1/fine_tuning/jobs/{job_id}/{action}")
@@ -367,7 +373,7 @@ async def change_job(request: Request, job_id: str, action: str) -> JSONResponse
             await queue.stop_job(job, at_once=False)
             await asyncio.sleep(0)  # the end of the process is recorded first
     queue.wake()
-    return await _shown(request, _job(request, job_id))
+    return JSONResponse((await _shown(request, _job(request, job_id)))[0])
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}/events")

@@ -20,6 +20,7 @@ from rorqual.core.records import NO_DEFAULTS, RunDir
 from rorqual.fine_tuning.queue import JobQueue
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, TuneStore
 from rorqual.serve.errors import ApiError, bad_request
+from rorqual.serve.logs import say
 from rorqual.serve.metrics import Metric
 from rorqual.serve.schemas import parse_body
 from rorqual.serve.service import ModelService, Service
@@ -101,6 +102,18 @@ class TuneService(ModelService):
             answerer.close()
         self.lock.close()
         super().close()
+
+    async def prepare_engine(self) -> None:
+        try:
+            await super().prepare_engine()
+        except ApiError as error:
+            if error.status != 422:
+                raise
+            say(f"the model '{self.name}' cannot be loaded: {error}")
+            problem = f"`model` is {describe_value(self.name)}, which this server cannot load. Was it trained from another base?"
+            raise ApiError(
+                422, f"{problem} The operator finds the reason in the log.", param="model", code=error.code
+            ) from None
 
     async def forget_model(self, job: Job, step: str) -> None:
         """Delete the model of a job's `step`, or all its models if the job `is_deleted`, also from the engine's memory."""

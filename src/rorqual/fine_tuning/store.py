@@ -120,18 +120,20 @@ class Job(Config):
         """Whether the tuned model can be asked."""
         return self.status == "succeeded" and not self.is_deleted
 
-    def shown(self, estimated_finish: int | None) -> dict[str, Any]:
-        """Return the job as OpenAI's API shows it."""
+    def shown(self, estimated_finish: int | None, used: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the job as OpenAI's API shows it. `used`: the values of hyperparameters, as far as they are known."""
         same = {"id", "created_at", "model", "training_file", "validation_file", "seed", "metadata", "status"}
         more = {"finished_at", "trained_tokens", "result_files", "error"}
-        hyperparameters = {*Hyperparameters.model_fields}
+        known = self.method.hyperparameters.model_copy(update=dict(used))
+        method = self.method.model_dump(mode="json", exclude_none=True)
+        method[self.method.type] = {**method.get(self.method.type, {}), "hyperparameters": known.model_dump()}
         return {
             **self.model_dump(mode="json", include=same | more),
             "object": "fine_tuning.job",
             "organization_id": self.tenant,
             "fine_tuned_model": self.model_name if self.has_model else None,
-            "hyperparameters": self.method.hyperparameters.model_dump(include=hyperparameters),
-            "method": self.method.model_dump(mode="json", exclude_none=True),
+            "hyperparameters": known.model_dump(include={*Hyperparameters.model_fields}),
+            "method": method,
             "estimated_finish": estimated_finish,
             "integrations": [],
         }
@@ -201,6 +203,10 @@ class JobFolder:
         for file in (self.training_data, self.validation_data, self.results_file, self.report_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.run.path, ignore_errors=True)
+
+    def used_hyperparameters(self) -> dict[str, Any]:
+        """Return the values of hyperparameters, which are known as soon as the job's process has planned the training."""
+        return json.loads(self.plan_file.read_bytes()).get("hyperparameters", {}) if self.plan_file.is_file() else {}
 
     def save(self, job: Job) -> None:
         """Write the job. Raises RorqualError if the file cannot be written."""

@@ -219,6 +219,9 @@ class Multi(Config):
     @model_validator(mode="after")
     def _check_formula(self) -> Multi:
         try:
+            names = {node.id for node in ast.walk(self._formula) if isinstance(node, ast.Name)}
+            if not names & self.graders.keys():
+                raise SyntaxError(f"it has no score. Use at least one of the names {', '.join(self.graders)}.")
             self.evaluate(dict.fromkeys(self.graders, 0.5))
         except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"'calculate_output' is no formula: {error}") from None
@@ -228,8 +231,11 @@ class Multi(Config):
 
     def evaluate(self, scores: Mapping[str, float]) -> float:
         """Return the value of the formula, by `evaluate_formula`."""
-        tree = ast.parse(self.calculate_output.strip().replace("^", "**"), mode="eval")
-        return evaluate_formula(tree.body, scores)
+        return evaluate_formula(self._formula, scores)
+
+    @property
+    def _formula(self) -> ast.expr:
+        return ast.parse(self.calculate_output.strip().replace("^", "**"), mode="eval").body
 
     def score(self, values: Mapping[str, Any]) -> float:
         """Return the value of the formula over the graders' scores."""

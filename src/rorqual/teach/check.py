@@ -41,7 +41,7 @@ class FileCheck:
 
     `rows` is the number of rows in the file that were read. `lengths` has the number of tokens of each example: prompt,
     reasoning and answer together. `labels` counts the examples with each label if the answers are labels. `splits` counts the
-    examples of each split.
+    examples of each split. `against` is the test file, if there is one.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class FileCheck:
     lengths: tuple[int, ...]
     labels: Mapping[str, int]
     splits: Mapping[Split, int]
+    against: Path | None
 
     @property
     def longest_example_line(self) -> int:
@@ -111,6 +112,7 @@ def check_file(
         tuple(count_tokens("\n".join(filter(None, (one.prompt, one.reasoning, one.answer)))) for one in examples),
         dict(labels.most_common()),
         {split: splits[split] for split in SPLITS},
+        against,
     )
 
 

@@ -12,8 +12,7 @@ from rorqual.report.chart import Chart, Series, draw
 from rorqual.report.page import render_page
 from rorqual.report.table import Table
 from rorqual.teach.check import WARNINGS, FileCheck
-from rorqual.teach.dataset import FEWEST
-from rorqual.teach.examples import truncate
+from rorqual.teach.examples import FEWEST_EXAMPLES, truncate
 
 FIRST = 5
 """Number of lines that the text table shows for each kind of fault."""
@@ -65,8 +64,8 @@ def check_text(check: FileCheck, unit: str, *, splits: bool = True) -> str:
         if splits:
             sizes = ", ".join(f"{count:,} {split}" for split, count in check.splits.items())
             lines += ["", f"splits, with near-duplicates together: {sizes}"]
-            if len(check.examples) < FEWEST:
-                lines.append(f"`rorqual teach` needs at least {FEWEST} different examples")
+            if len(check.examples) < FEWEST_EXAMPLES:
+                lines.append(f"`rorqual teach` needs at least {FEWEST_EXAMPLES} different examples")
     return "\n".join(line for line in lines if line is not None)
 
 

@@ -21,14 +21,12 @@ from rorqual.tasks.task import Split
 from rorqual.teach.answer_format import derive_worked_solution, infer_json_schema, label_spellings, sort_keys_by_schema
 from rorqual.teach.check import NO_NUMBER, WARNINGS, FileCheck
 from rorqual.teach.example_table import read_table
-from rorqual.teach.examples import Example, canonical_answer
+from rorqual.teach.examples import FEWEST_EXAMPLES, GIVE_MORE, Example, canonical_answer
 from rorqual.teach.folds import DEV, TEST, content_hash, divide, near_duplicate_groups, split_of_fold
 
 MOST_ROWS, MOST_BYTES = 200_000, 200_000_000
 """Maximum number of rows of a file of examples, and maximum number of bytes of a JSON file. A JSON file is read as a whole."""
 SAMPLE_ROWS = "Give a random sample of the rows. A small model learns little from more."
-FEWEST = 50
-REMEDY = f"Give at least {FEWEST} different examples; some hundred are better."
 FEWEST_HELD_OUT: Mapping[Split, int] = {"dev": 3, "test": 5}
 MOST_FAULTY = 0.2
 """`teach` stops if more than the share `MOST_FAULTY` of the rows has faults."""
@@ -95,8 +93,8 @@ def _refuse_faulty(check: FileCheck, left_out: Mapping[str, int], kept: int) -> 
             where=str(check.path),
             remedy=f"See `rorqual check {check.path}`, and fix or remove these rows.",
         )
-    if kept < FEWEST:
-        raise DataError(f"only {kept:,} usable examples", where=str(check.path), remedy=REMEDY)
+    if kept < FEWEST_EXAMPLES:
+        raise DataError(f"only {kept:,} usable examples", where=str(check.path), remedy=GIVE_MORE)
 
 
 def divide_examples(
@@ -129,7 +127,7 @@ def divide_examples(
         if len(unusable) > MOST_FAULTY * len(test):
             raise DataError(
                 f"{len(unusable):,} of {len(test):,} test rows cannot be used; the first: {unusable[0]}",
-                where="test",
+                where=str(check.against),
                 remedy="Fix or remove these rows.",
             )
         left_out["unusable test row"] = len(unusable)
@@ -173,7 +171,7 @@ def _refuse_small_splits(check: FileCheck, splits: Mapping[Split, Sequence[Examp
     if has_test_file and len(splits["test"]) < FEWEST_HELD_OUT["test"]:
         raise DataError(
             f"the test file has only {len(splits['test'])} usable examples",
-            where="test",
+            where=str(check.against),
             remedy="Give more test examples.",
         )
     for split, fewest in FEWEST_HELD_OUT.items():
@@ -181,7 +179,7 @@ def _refuse_small_splits(check: FileCheck, splits: Mapping[Split, Sequence[Examp
             raise DataError(
                 f"the {split} split has too few examples, because near-duplicates stay in one split",
                 where=str(check.path),
-                remedy=f"{REMEDY} `rorqual check` lists the near-duplicates.",
+                remedy=f"{GIVE_MORE} `rorqual check` lists the near-duplicates.",
             )
     if check.kind != "JSON" and len({one.answer for one in splits["train"]}) == 1:
         raise DataError(

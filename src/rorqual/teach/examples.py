@@ -24,6 +24,8 @@ LABELS_AT_MOST, UNIQUE_AT_MOST = 0.4, 0.1
 of rows. The second quotient estimates the share of new rows that have a new answer (Good 1953)."""
 NUMBERS_AT_MOST = 10
 """Answers that are numbers count as labels only if there are at most `NUMBERS_AT_MOST` different answers."""
+FEWEST_EXAMPLES = 50
+GIVE_MORE = f"Give at least {FEWEST_EXAMPLES} different examples; some hundred are better."
 LABEL_LENGTH = 80
 """Maximum length of a label in characters."""
 

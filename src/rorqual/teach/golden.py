@@ -131,9 +131,11 @@ def expected_note(evaluation: Evaluation, problems: Sequence[Problem], confidenc
         )
     )
     change = difference_over_seeds([old], [new], confidence)
+    better, worse = change.interval.low > 0, change.interval.high < 0
+    verdict = "the model is better" if better else "the golden answers are better" if worse else "either may be better"
     return (
         f"Of {len(pairs):,} answered rows with an expected answer, {percent(old.mean())} % of the golden answers are right and "
-        f"{percent(new.mean())} % of the model's: {100 * change.mean:+.1f} points {percent_interval(change.interval)}."
+        f"{percent(new.mean())} % of the model's: {100 * change.mean:+.1f} points {percent_interval(change.interval)}: {verdict}."
     )
 
 

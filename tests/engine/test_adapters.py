@@ -36,10 +36,11 @@ PROMPT = tuple(text(random.Random(1), 2 * BLOCK + 20).encode())
 
 
 def tunes(kind: str) -> dict[str, LoRA]:
-    """Two adapters of one rank and its targets, and one of another rank, scale and targets."""
+    """Two adapters of one rank and its targets, one of another rank, scale and targets, and one of a rank above all widths."""
     some = LoRA(r=3, alpha=5.0, use_rslora=True, targets=("o_proj", "layers.1.attention." + ALL["mla"][0]))
     fewer = some if kind == "mla" else LoRA(r=3, alpha=5.0, use_rslora=True, targets=("k_proj", "layers.1.ffn.up_proj"))
-    return {"one": LoRA(r=8, targets=ALL[kind]), "two": LoRA(r=8, targets=ALL[kind]), "three": fewer}
+    wide = LoRA(r=300, targets=("o_proj", "down_proj"))
+    return {"one": LoRA(r=8, targets=ALL[kind]), "two": LoRA(r=8, targets=ALL[kind]), "three": fewer, "wide": wide}
 
 
 Runs = tuple[Path, dict[str, Path], Decoder]
@@ -71,14 +72,19 @@ def alone(runs: Runs, request: Request, **options: object) -> Completion:
     return found
 
 
-@pytest.mark.parametrize("how", ["fp32", "packed", "bf16", "plain"])
+@pytest.mark.parametrize(
+    "how", ["fp32", "packed", "bf16", "plain", "native", "native-bf16", "native-int8", "native-plain"]
+)
 def test_a_mixed_batch_has_the_bits_of_each_adapter_alone(
     runs: Runs, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one prompt: whole or in chunks, found in the cache or not, in one core or two, whoever joined and left before."""
     if how == "packed":  # every map, however small
         monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
-    options: dict[str, object] = {"dtype": "bfloat16"} if how == "bf16" else {"pack": how != "plain"}
+    options: dict[str, object] = {"dtype": "bfloat16"} if how == "bf16" else {"pack": "plain" not in how}
+    if how.startswith("native"):
+        dtype = {"native-bf16": "bfloat16", "native-int8": "int8"}.get(how, "float32")
+        options |= {"backend": "native", "dtype": dtype}
     names = ["one", "", "three", "two", "", "one"]
     wanted = [asked(name, seed, PROMPT[: 150 - seed // 2]) for seed, name in enumerate(names)]
     expected = [alone(runs, request, **options) for request in wanted]
@@ -98,12 +104,24 @@ def test_a_mixed_batch_has_the_bits_of_each_adapter_alone(
     assert [differences(a, b) + differences(c, b) for a, b, c in zip(left, expected, cores)] == [[]] * 4
 
 
-def test_an_adapter_is_its_merged_weights(runs: Runs) -> None:
+def test_decoding_steps_in_one_call_have_their_adapters(runs: Runs) -> None:
+    engine = engine_of(runs, *runs[1], backend="native", slots=8)
+    wanted = [asked(name, 1) for name in ("", "three", *runs[1])]
+    wanted = [replace(one, params=replace(one.params, top_logprobs=0, max_tokens=20)) for one in wanted]
+    ahead = [found for [found] in engine.generate(wanted)]
+    ids = [engine.submit(one) for one in wanted]
+    single = finish(engine)
+    assert [differences(single[i], one) for i, one in zip(ids, ahead, strict=True)] == [[]] * len(wanted)
+    assert len({tuple(one.logprobs) for one in ahead}) == len(wanted) - 1
+
+
+@pytest.mark.parametrize("backend", ["torch-invariant", "native"])
+def test_an_adapter_is_its_merged_weights(runs: Runs, backend: str) -> None:
     """To 1e-5 of the largest logit, which its product moves by far more."""
     for name in runs[1]:
         request = asked(name, prompt_logprobs=0)
-        adapted, plain = alone(runs, request), alone(runs, replace(request, adapter=""))
-        [[merged]] = Engine(runs[1][name].parent, slots=1).generate([replace(request, adapter="")])
+        adapted, plain = (alone(runs, one, backend=backend) for one in (request, replace(request, adapter="")))
+        [[merged]] = Engine(runs[1][name].parent, slots=1, backend=backend).generate([replace(request, adapter="")])
         with torch.no_grad():
             logits = runs[2].logits(runs[2](torch.tensor([PROMPT])).hidden)
         got, near, far = (torch.tensor(c.prompt_logprobs[1:]) for c in (adapted, merged, plain) if c.prompt_logprobs)
@@ -217,7 +235,7 @@ def test_engines_that_cannot_hold_adapters_say_why(runs: Runs) -> None:
 
 def test_a_map_that_reads_other_rows_than_the_tokens_must_say_so() -> None:
     rows = AdaptedRows(3, {}, torch.tensor([0]), torch.tensor([0]))
-    adapted = AdaptedLinear(torch.nn.Linear(4, 4), [("layers.0.attention.entry_proj", 0, 4)], [rows])
+    adapted = AdaptedLinear(torch.nn.Linear(4, 4), [("layers.0.attention.entry_proj", 0, 4)], [rows], [])
     adapted(torch.zeros(1, 3, 4))
     with pytest.raises(ValueError, match=r"entry_proj read 2 rows in a step of 3 tokens.*reads_blocks"):
         adapted(torch.zeros(1, 2, 4))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from adapted import write_adapter, write_base
+from adapted import write_base
 from hypothesis import given, settings
 from schedules import make_pool
 from test_native import bits, engine, models_with_kernels, prompts, usable
@@ -216,13 +216,6 @@ def test_int8_is_a_dtype_of_the_native_backend(
     for dtype in ("int16", "uint8"):
         with pytest.raises(ConfigError, match=f"'{dtype}' is not a floating-point type"):
             Engine(run, dtype=dtype, backend="native")
-
-
-def test_adapters_need_weights_that_are_not_int8(run: Path, models: dict[str, Decoder], tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "adapter", run / "step-000001", models["mla"], seed=1)
-    made = Engine(run, dtype="int8", backend="native")
-    with pytest.raises(ConfigError, match="backend=native dtype=int8 fuses steps, and a fused step runs no adapters"):
-        made.load_adapter("a", adapter)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e7])

@@ -247,6 +247,15 @@ def test_the_settings_are_those_of_the_command(base: Path, tmp_path: Path) -> No
         assert running == [["2", str(10**10)]] * 2
 
 
+def test_the_native_backend_serves_tuned_models(
+    base: Path, tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path
+) -> None:
+    shutil.copytree(tuner.folder / "jobs" / tuned.id, tmp_path / "tune" / "jobs" / tuned.id)
+    with tuning(base, tmp_path, "backend=native") as server:
+        found = answers(server, tuned.fine_tuned_model or "", PROMPTS)
+    assert found == answers(tuner, tuned.fine_tuned_model or "", PROMPTS) != answers(tuner, "tiny", PROMPTS)
+
+
 def test_a_model_of_another_base_is_refused_without_a_path(
     tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path
 ) -> None:
@@ -267,9 +276,8 @@ def test_a_base_that_is_not_served_is_refused_at_the_start(base: Path) -> None:
 
 
 def test_a_backend_without_adapters_does_not_tune(base: Path) -> None:
-    for name in ("./mine.py:Mine", "native"):
-        with pytest.raises(ConfigError, match=f"the backend '{name}' runs no tuned models"):
-            start_server(str(base), ["tune=FOLDER", f"backend={name}"])
+    with pytest.raises(ConfigError, match=r"the backend './mine.py:Mine' runs no tuned models"):
+        start_server(str(base), ["tune=FOLDER", "backend=./mine.py:Mine"])
 
 
 @pytest.mark.parametrize("setting", ["tune_jobs=2", "tune_names=a", "tune_bytes=1000", "tune_memory=1000"])

@@ -214,7 +214,7 @@ class Engine:
         """
         with self._lock("load_adapter"):
             self._invalidate_if_changed()
-            if type(self._backend).compile is not Backend.compile:
+            if type(self._backend).compile is not Backend.compile and not self._backend.fuses_adapters:
                 raise ConfigError(
                     f"backend={self._backend.name} fuses steps, and a fused step runs no adapters",
                     where="engine.load_adapter",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -175,11 +177,8 @@ class ModelRunner:
         # Padding tokens copy the first token, so they have its adapter.
         sequences = [*scheduler.running[:n], *(c.sequence for c in chunks)]
         counts = [*[1] * n, *(c.stop - c.start for c in chunks), len(ids) - size]
-        self._adapted_rows[:] = self._adapters.rows_of([s.adapter for s in (*sequences, sequences[0])], counts)
-        try:
+        with self._adapted([*sequences, sequences[0]], counts):
             output = self._check_output(self._step(step_input), step_input)
-        finally:
-            self._adapted_rows.clear()
         self._store_hidden_and_experts(output, slot_mapping)
         self._score_prompts(output.hidden, scored)
         new = (
@@ -218,7 +217,8 @@ class ModelRunner:
             None,
             self.layers > 0,
         )
-        output = self._decoding.decode(step_input, stops, rows.ignore_eos[:n])
+        with self._adapted(scheduler.running, [1] * n):
+            output = self._decoding.decode(step_input, stops, rows.ignore_eos[:n])
         assert output.sampled is not None
         ids = output.sampled.ids.view(-1, n).cpu().numpy()
         done = len(ids)
@@ -228,6 +228,15 @@ class ModelRunner:
         rows.position[:n] += done - 1
         last: Ints = ids[-1]
         return last
+
+    @contextmanager
+    def _adapted(self, sequences: Iterable[Sequence], counts: list[int]) -> Iterator[None]:
+        """Apply the adapter of each sequence to its tokens, of which `counts` has the numbers."""
+        self._adapted_rows[:] = self._adapters.rows_of([one.adapter for one in sequences], counts)
+        try:
+            yield
+        finally:
+            self._adapted_rows.clear()
 
     def _store_hidden_and_experts(self, output: StepOutput, slots: Ints) -> None:
         """Note whether the hidden states are finite, and cache the chosen experts."""

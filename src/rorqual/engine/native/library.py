@@ -30,8 +30,17 @@ FORCED = "RORQUAL_NATIVE"
 FILE = library_file()
 
 
+class LowRankTable(Structure):
+    _fields_ = [
+        ("down", c_void_p), ("up", c_void_p), ("rank", c_int64), ("first", c_int64), ("out", c_int64), ("type", c_int64)
+    ]  # fmt: skip
+
+
 class LinearTable(Structure):
-    _fields_ = [("panels", c_void_p), ("bias", c_void_p), ("in_", c_int64), ("out", c_int64), ("type", c_int64)]
+    _fields_ = [
+        ("panels", c_void_p), ("bias", c_void_p), ("in_", c_int64), ("out", c_int64), ("type", c_int64),
+        ("low_rank", POINTER(LowRankTable)), ("parts", c_int64),
+    ]  # fmt: skip
 
 
 class RopeTable(Structure):
@@ -82,6 +91,7 @@ class StepTable(Structure):
         ("pool_type", c_int64), ("ids", c_void_p), ("positions", c_void_p), ("slots", c_void_p), ("embeddings", c_void_p),
         ("first_tokens", c_void_p), ("block_table", c_void_p), ("pools", c_void_p), ("last", c_void_p),
         ("hidden", c_void_p), ("experts", c_void_p), ("logits", c_void_p), ("logits_stride", c_int64),
+        ("adapters", c_void_p),
     ]  # fmt: skip
 
 

@@ -55,6 +55,7 @@ class Native(Backend):
     """Whether linear maps and experts have weights of 8 bits."""
     invariant = True
     in_blocks = True
+    fuses_adapters = True
     lanes = PANEL
 
     def __init__(self, threads: int = 1) -> None:

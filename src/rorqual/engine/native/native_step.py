@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rorqual.core.errors import RorqualError
 from rorqual.engine.native import library
 from rorqual.engine.native.panels import PanelLinear
+from rorqual.model.adapter.bank import AdaptedLinear, AdaptedPart
 from rorqual.model.attention import RMSNorm
 from rorqual.model.attention.gqa import GQA
 from rorqual.model.attention.mla import MLA
@@ -59,6 +60,7 @@ class NativeStep:
         self._model, self._threads, self._int8 = model, threads, int8
         self._table: library.ModelTable | None = None
         self._kept: list[Any] = []  # what the table points to
+        self._adapted = [part for part in model.modules() if isinstance(part, AdaptedLinear)][:1]
         self._pools: tuple[object, npt.NDArray[np.int64]] | None = None
 
     def __call__(self, step: StepInput) -> StepOutput:
@@ -100,18 +102,30 @@ class NativeStep:
         embeds = None if step.embeds is None else step.embeds[0].float().contiguous()
         blocks = np.ascontiguousarray(metadata.block_table)
         starts, slots = np.ascontiguousarray(metadata.query_start_loc), np.ascontiguousarray(metadata.slot_mapping)
+        adapters = self._adapters(step.ids.shape[1])
         key = next(iter(step.cache.pools[0].values()))
         call = library.StepTable(
             step.ids.shape[1], len(metadata.seq_lens), rows, blocks.shape[1], library.TYPES[key.dtype],
             step.ids.data_ptr(), step.positions.data_ptr(), slots.ctypes.data, None if embeds is None else embeds.data_ptr(),
             starts.ctypes.data, blocks.ctypes.data, pools.ctypes.data, step.last.data_ptr(),
             hidden.data_ptr(), None if experts is None else experts.data_ptr(), logits.data_ptr(), logits.shape[1],
+            None if adapters is None else adapters.ctypes.data,
         )  # fmt: skip
         if function(byref(table), byref(call), self._threads):
             raise RorqualError(
                 "no memory is left for an engine step", remedy="Use fewer slots, or a smaller step_tokens."
             )
         return hidden, experts, logits
+
+    def _adapters(self, tokens: int) -> Ints | None:
+        """Return the stack and the place of the adapter of each token [tokens, 2], or -1 for none."""
+        if not self._adapted or not self._adapted[0].step:
+            return None
+        found = np.full((tokens, 2), -1, np.int64)
+        for adapted in self._adapted[0].step:
+            stack = next(n for n, one in enumerate(self._adapted[0].stacks) if one is adapted.matrices)
+            found[adapted.rows.numpy(), 0], found[adapted.rows.numpy(), 1] = stack, adapted.places.numpy()
+        return found
 
     def _pool_addresses(self, pools: Sequence[Any]) -> npt.NDArray[np.int64]:
         if self._pools is None or self._pools[0] is not pools:
@@ -213,15 +227,42 @@ class NativeStep:
         """Return all maps of `layer.shared_input` as one."""
         if layer.fused is not None:
             return self._linear(layer.fused)
-        maps = [getattr(layer, name) for group in layer.shared_input for name in group]
+        maps, parts, start = [], list[AdaptedPart](), 0
+        for name in (name for group in layer.shared_input for name in group):
+            one = getattr(layer, name)
+            if isinstance(one, AdaptedLinear):
+                parts += [(name, start + first, start + stop) for name, first, stop in one.parts]
+                one = one.wrapped
+            maps.append(one)
+            start += len(one.weight)
         weight = torch.cat([one.weight.detach() for one in maps])
         bias = None if maps[0].bias is None else torch.cat([one.bias.detach() for one in maps])
-        return self._linear(self._panels(weight, bias))
+        return self._with_adapters(self._linear(self._panels(weight, bias)), parts)
+
+    def _with_adapters(self, table: library.LinearTable, parts: Sequence[AdaptedPart]) -> library.LinearTable:
+        """Add the adapters' matrices for the parts of a map."""
+        made = []
+        for matrices in self._adapted[0].stacks if parts else ():
+            for name, first, stop in parts:
+                down, up = matrices.get(name, (None, None))
+                self._kept += [down, up]
+                made.append(
+                    library.LowRankTable()
+                    if down is None or up is None
+                    else library.LowRankTable(
+                        down.data_ptr(), up.data_ptr(), down.shape[2], first, stop - first, library.TYPES[down.dtype]
+                    )
+                )
+        if made:
+            table.low_rank, table.parts = self._array(library.LowRankTable, made), len(parts)
+        return table
 
     def _panels(self, weight: Tensor, bias: Tensor | None = None) -> PanelLinear:
         return PanelLinear(weight, bias, int8=self._int8)
 
     def _linear(self, module: nn.Module) -> library.LinearTable:
+        if isinstance(module, AdaptedLinear):
+            return self._with_adapters(self._linear(module.wrapped), module.parts)
         if not isinstance(module, PanelLinear):
             assert isinstance(module, (nn.Linear, nn.Embedding))
             module = self._panels(module.weight, getattr(module, "bias", None))

@@ -9,9 +9,9 @@ bits whatever other adapters are in the batch. No copy of a matrix is made, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +79,25 @@ class AdaptedRows:
         )
 
 
+AdaptedPart = tuple[str, int, int]
+"""An adapted map's name, first column of the output, and last column + 1."""
+
+
 class AdaptedLinear(nn.Module):
     """A linear map, or several fused ones, with the adapters of the step's tokens.
 
-    `parts` lists (name, first column of the output, last column + 1) of each adapted map. `step` is the list that the runner
-    fills before each step.
+    `step` is the list that the runner fills before each step. `stacks` are the `matrices` of all stacks.
     """
 
-    def __init__(self, wrapped: nn.Module, parts: Sequence[tuple[str, int, int]], step: list[AdaptedRows]) -> None:
+    def __init__(
+        self,
+        wrapped: nn.Module,
+        parts: Sequence[AdaptedPart],
+        step: list[AdaptedRows],
+        stacks: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
+    ) -> None:
         super().__init__()
-        self.wrapped, self.parts, self.step = wrapped, parts, step
+        self.wrapped, self.parts, self.step, self.stacks = wrapped, parts, step, stacks
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.wrapped(x)
@@ -214,7 +223,8 @@ class AdapterBank:
         """Return a copy of `model`, which shares its tensors and whose adapted linear maps read `step`. Without adapters,
         return `model` itself."""
         widths = {name: linear.out_features for name, linear in named_linear_maps(self._shapes)} if self._stacks else {}
-        found: dict[str, list[tuple[str, int, int]]] = {}
+        found: dict[str, list[AdaptedPart]] = {}
+        stacks = [stack.matrices for stack in self._stacks.values()]
         for name in sorted({name for stack in self._stacks.values() for name in stack.matrices}):
             parent, _, last = name.rpartition(".")
             layer, path, start = model.get_submodule(parent), name, 0
@@ -223,19 +233,19 @@ class AdapterBank:
                 start = sum(widths[f"{parent}.{other}"] for other in fused[: fused.index(last)])
                 path = f"{parent}.fused"
             found.setdefault(path, []).append((name, start, start + widths[name]))
-        wrapped = _wrap(model, "", found, step) if found else model
+        wrapped = _wrap(model, "", found, partial(AdaptedLinear, step=step, stacks=stacks)) if found else model
         assert isinstance(wrapped, Decoder)
         return wrapped
 
 
 def _wrap(
-    module: nn.Module, name: str, found: dict[str, list[tuple[str, int, int]]], step: list[AdaptedRows]
+    module: nn.Module, name: str, found: dict[str, list[AdaptedPart]], adapt: Callable[..., nn.Module]
 ) -> nn.Module:
     if name in found:
-        return AdaptedLinear(module, found[name], step)
+        return adapt(module, found[name])
     clone = copy.copy(module)
     clone._modules = {
-        key: child if child is None else _wrap(child, f"{name}.{key}".lstrip("."), found, step)
+        key: child if child is None else _wrap(child, f"{name}.{key}".lstrip("."), found, adapt)
         for key, child in module._modules.items()
     }
     return clone

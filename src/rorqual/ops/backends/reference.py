@@ -52,6 +52,8 @@ class Backend(Registered):
     """True if the backend's results are batch-invariant: the bits of one row do not depend on other rows in the batch."""
     in_blocks = False
     """True if forward passes without a KV cache, as in training, also use paged attention (`ops.paged`)."""
+    fuses_adapters = False
+    """True if the function of `compile` adds the products of adapters (`model.adapter.bank.AdaptedLinear`)."""
     rows: RowLimits = LOOSE
     """Limits on the number of rows of the backend's matrix products (`ops.row_limits`)."""
     lanes = 1

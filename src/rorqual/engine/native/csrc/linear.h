@@ -4,6 +4,7 @@
 #ifndef RORQUAL_LINEAR_H
 #define RORQUAL_LINEAR_H
 
+#include "low_rank.h"
 #include "quantized.h"
 #include "step.h"
 #include "vector.h"
@@ -97,6 +98,7 @@ typedef struct {
   float *y;
   int64_t x_stride, rows, stride;
   Quantized quantized;
+  const int64_t *adapters;
 } LinearWork;
 
 static void linear_part(void *arg, int64_t part, int64_t parts) {
@@ -111,15 +113,23 @@ static void quantize_part(void *arg, int64_t part, int64_t parts) {
     quantize_row(w->x + row * w->x_stride, w->map->in, &w->quantized, row);
 }
 
-/* `scratch` has room for `quantized_bytes` of the inputs if the type is INT8. */
+static void adapt_part(void *arg, int64_t part, int64_t parts) {
+  const LinearWork *w = arg;
+  for (int64_t row = w->rows * part / parts; row < w->rows * (part + 1) / parts; row++)
+    if (w->adapters[2 * row] >= 0)
+      adapt_row(w->map, w->adapters[2 * row], w->adapters[2 * row + 1], w->x + row * w->x_stride, w->y + row * w->stride);
+}
+
+/* `scratch` has room for `quantized_bytes` of the inputs if the type is INT8. `adapters`: those of the rows, or NULL. */
 static void linear(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t threads,
-                   void *scratch) {
-  LinearWork work = {map, x, y, x_stride, rows, stride, {0}};
+                   void *scratch, const int64_t *adapters) {
+  LinearWork work = {map, x, y, x_stride, rows, stride, {0}, adapters};
   if (map->type == INT8) {
     work.quantized = quantized_rows(scratch, rows, map->in);
     run_parts(quantize_part, &work, rows < threads ? 1 : threads);
   }
   run_parts(linear_part, &work, threads);
+  if (adapters != NULL && map->parts) run_parts(adapt_part, &work, rows < threads ? 1 : threads);
 }
 
 #endif

@@ -7,6 +7,12 @@
 enum { PANEL = 64, BLOCK = 64 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
+/* The matrices A^T and s B^T of the adapters of a stack, for the outputs `first` to `first` + `out` - 1 of a map */
+typedef struct {
+  const void *down, *up; /* [adapters, in, rank] and [adapters, rank, out], or NULL */
+  int64_t rank, first, out, type;
+} LowRank;
+
 /* y = W x + bias. The weight [out, in] is stored in panels of 64 outputs, [ceil(out / 64), in, 64], the last one filled with zeros. The
    panels of INT8 are those of `quantized.h`. */
 typedef struct {
@@ -14,6 +20,8 @@ typedef struct {
   const float *bias; /* [out], or NULL */
   int64_t in, out;
   int64_t type; /* of the panels */
+  const LowRank *low_rank; /* [stacks, parts] */
+  int64_t parts;
 } Linear;
 
 /* cos and sin [positions, dim / 2] */
@@ -89,6 +97,7 @@ typedef struct {
   int64_t *experts;                       /* [tokens, routers, per_token], or NULL */
   float *logits;                          /* [sampled, stride of logits] */
   int64_t logits_stride;                  /* a multiple of 64 */
+  const int64_t *adapters;                /* [tokens, 2]: a stack or -1, and the adapter's index there. Or NULL */
 } Step;
 
 /* Decoding steps of `rows` sequences with one token each, until `steps` are done or a row ends. A step's arguments follow those of the

@@ -135,15 +135,15 @@ static void expand_part(void *arg, int64_t part, int64_t parts) {
 static void attention(Work *work) {
   const Attention *a = &work->layer->attention;
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden, stride = padded(a->input.out);
-  linear(&a->input, work->normed, hidden, tokens, work->wide, stride, work->threads, work->scratch);
+  linear(&a->input, work->normed, hidden, tokens, work->wide, stride, work->threads, work->scratch, work->step->adapters);
   run_parts(a->kind == LATENT ? store_latent : store_grouped, work, tokens < work->threads ? 1 : work->threads);
   if (a->kind == LATENT) {
-    if (a->q_rank) linear(&a->q_up, work->wide, stride, tokens, work->mixed, padded(a->q_up.out), work->threads, work->scratch);
+    if (a->q_rank) linear(&a->q_up, work->wide, stride, tokens, work->mixed, padded(a->q_up.out), work->threads, work->scratch, work->step->adapters);
     run_parts(absorb_part, work, work->threads);
   }
   run_parts(attend_part, work, work->threads);
   if (a->kind == LATENT) run_parts(expand_part, work, work->threads);
-  linear(&a->output, a->kind == LATENT ? work->wide : work->mixed, a->output.in, tokens, work->added, padded(hidden), work->threads, work->scratch);
+  linear(&a->output, a->kind == LATENT ? work->wide : work->mixed, a->output.in, tokens, work->added, padded(hidden), work->threads, work->scratch, work->step->adapters);
 }
 
 /* ---- feed-forward network of a layer */
@@ -157,9 +157,9 @@ static void swiglu_rows(const float *gate_up, const Dense *d, int64_t rows, cons
 
 static void dense(Work *work, const Dense *d, float *out) {
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden;
-  linear(&d->gate_up, work->normed, hidden, tokens, work->wide, padded(d->gate_up.out), work->threads, work->scratch);
+  linear(&d->gate_up, work->normed, hidden, tokens, work->wide, padded(d->gate_up.out), work->threads, work->scratch, work->step->adapters);
   swiglu_rows(work->wide, d, tokens, NULL, work->mixed);
-  linear(&d->down, work->mixed, d->width, tokens, out, padded(hidden), work->threads, work->scratch);
+  linear(&d->down, work->mixed, d->width, tokens, out, padded(hidden), work->threads, work->scratch, work->step->adapters);
 }
 
 static void choose_part(void *arg, int64_t part, int64_t parts) {
@@ -177,7 +177,7 @@ static void add_experts(Work *work) {
   const Feedforward *f = &work->layer->ffn;
   const int64_t tokens = work->step->tokens, hidden = work->model->hidden, n = f->per_token;
   const int64_t stride = padded(f->n_experts) + 4 * f->n_experts;
-  linear(&f->router, work->normed, hidden, tokens, work->affinity, stride, work->threads, work->scratch);
+  linear(&f->router, work->normed, hidden, tokens, work->affinity, stride, work->threads, work->scratch, NULL);
   run_parts(choose_part, work, tokens < work->threads ? 1 : work->threads);
   if (work->step->experts != NULL)
     for (int64_t token = 0; token < tokens; token++)
@@ -193,9 +193,9 @@ static void add_experts(Work *work) {
       }
     if (rows == 0) continue;
     const Dense *d = &f->experts[expert];
-    linear(&d->gate_up, gathered, hidden, rows, work->wide, padded(d->gate_up.out), work->threads, work->scratch);
+    linear(&d->gate_up, gathered, hidden, rows, work->wide, padded(d->gate_up.out), work->threads, work->scratch, NULL);
     swiglu_rows(work->wide, d, rows, factors, work->mixed);
-    linear(&d->down, work->mixed, d->width, rows, work->rows, padded(hidden), work->threads, work->scratch);
+    linear(&d->down, work->mixed, d->width, rows, work->rows, padded(hidden), work->threads, work->scratch, NULL);
     rows = 0;
     for (int64_t i = 0; i < tokens * n; i++)
       if (work->chosen[i] == expert) {
@@ -301,7 +301,7 @@ int NAMED(run_step, VARIANT)(const Model *model, const Step *step, int64_t threa
   norm_rows(&work, model->norm, step->hidden);
   for (int64_t i = 0; i < step->sampled; i++)
     memcpy(work.normed + i * hidden, step->hidden + step->last[i] * hidden, (size_t)hidden * sizeof(float));
-  if (step->sampled) linear(&model->head, work.normed, hidden, step->sampled, step->logits, step->logits_stride, threads, work.scratch);
+  if (step->sampled) linear(&model->head, work.normed, hidden, step->sampled, step->logits, step->logits_stride, threads, work.scratch, NULL);
   free(memory);
   return 0;
 }
@@ -341,7 +341,7 @@ int NAMED(decode, VARIANT)(Decoding *d, const Model *model, const Step *first, i
 int NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {
   void *scratch = map->type == INT8 ? malloc((size_t)quantized_bytes(rows, map->in)) : NULL;
   if (map->type == INT8 && scratch == NULL) return 1;
-  linear(map, x, map->in, rows, y, stride, 1, scratch);
+  linear(map, x, map->in, rows, y, stride, 1, scratch, NULL);
   free(scratch);
   return 0;
 }

@@ -83,6 +83,42 @@ def test_replies_are_those_of_single_steps(
     assert any(1 < done < most for most, done in calls), "a stop token within a call"
 
 
+def test_the_deltas_of_several_steps_are_those_of_single_steps(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, calls: Calls
+) -> None:
+    """A client cancels a request meanwhile."""
+    requests = [request(number, 5 + number, max_tokens=40 + 30 * number) for number in range(4)]
+    found: list[dict[int, list[Any]]] = []
+    for seconds in (0.0, 60.0):
+        engine = native(models["gqa"], tokenizer, chat)
+        numbers = [engine.submit(one) for one in requests]
+        deltas: dict[int, list[Any]] = {number: [] for number in numbers}
+        for turn in range(1000):
+            for one in engine.step(seconds):
+                deltas[one.request_id].append((one.token, one.logprob, one.completion and whole(one.completion)))
+            if turn == 4:
+                engine.cancel(numbers[1])
+                del deltas[numbers[1]]
+        found.append(deltas)
+    assert found[0] == found[1] and all(rows[-1][2] for rows in found[0].values())
+    assert any(done == rules.STEPS_AT_ONCE for _, done in calls)
+    assert [row[2] for rows in found[1].values() for row in rows].count(None) > 100
+
+
+def test_a_call_takes_as_many_steps_as_last_the_seconds(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, calls: Calls
+) -> None:
+    engine = native(models["gqa"], tokenizer, chat)
+    engine.submit(request(1, 5, **PLAIN))
+    engine.step(60.0)  # of the prompt, whose time is not known
+    assert not calls
+    engine._step_seconds = 10.0
+    engine.step(35.0)
+    assert [most for most, _ in calls] == [3]
+    engine.step(1e-9)
+    assert len(calls) == 1
+
+
 def test_a_call_ends_only_where_a_row_does(
     models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, calls: Calls
 ) -> None:

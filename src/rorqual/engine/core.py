@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,9 @@ class EngineCore:
         self.scheduler = Scheduler(config.slots, self.kv_cache, self.runner.histories, step_tokens=config.step_tokens)
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.sampled: list[SampledToken] = []
-        """The tokens that the engine core's last step sampled."""
+        """The tokens that the last call of `step` sampled."""
+        self.steps = 1
+        """The number of steps of that call."""
 
     @property
     def idle(self) -> bool:
@@ -117,11 +120,11 @@ class EngineCore:
     @torch.inference_mode()
     def step(self, most: int = 1) -> list[FinishedSequence]:
         """Run one engine step and return the sequences that finished in this step. With `most`, run up to `most` decoding steps if no
-        sequence finishes before the last of them. `sampled` then has the tokens of the last step.
+        sequence finishes before the last of them. `sampled` then has the tokens of all steps, in their order.
 
         If `step` raises an exception, including KeyboardInterrupt, the step is incomplete and the caller must call `reset`.
         """
-        self.sampled = []
+        self.sampled, self.steps = [], 1
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.schedule()
         for sequence in plan.admitted:
@@ -129,7 +132,13 @@ class EngineCore:
         if plan.empty:
             return []
         steps = scheduler.reserve_steps(most) if most > 1 and not plan.chunks and runner.decodes_ahead else 1
-        tokens = runner.step(plan, scheduler) if steps == 1 else runner.decode(steps, scheduler, self.stop_ids)
+        if steps == 1:
+            tokens = runner.step(plan, scheduler)
+        else:
+            ids, logprobs = runner.decode(steps, scheduler, self.stop_ids)
+            tokens, self.steps = ids[-1], len(ids)
+            for earlier, known in zip(ids[:-1].tolist(), logprobs.tolist()):
+                self.sampled += zip(scheduler.running, earlier, known, repeat(()))
         if runner.holds_non_finite:
             self.kv_cache.clear = runner.cache.clear
         for chunk in plan.chunks:
@@ -138,14 +147,14 @@ class EngineCore:
             return []
         done = scheduler.advance_rows(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
-        logprobs, best = runner.histories.newest_logprobs(scheduler.running, scheduler.rows)
+        newest, best = runner.histories.newest_logprobs(scheduler.running, scheduler.rows)
         for row, sequence in enumerate(scheduler.running):
             if sequence.scores is not None and sequence.scores.has_non_finite:
-                logprobs[row] = math.nan
-        lost = [row for row, logprob in enumerate(logprobs) if not math.isfinite(logprob)]
+                newest[row] = math.nan
+        lost = [row for row, logprob in enumerate(newest) if not math.isfinite(logprob)]
         if lost:
             done = np.union1d(done, np.array(lost, np.int64))
-        self.sampled = list(zip(scheduler.running, tokens.tolist(), logprobs, best))
+        self.sampled += zip(scheduler.running, tokens.tolist(), newest, best)
         if not len(done):
             return []
         finished = []

@@ -7,6 +7,7 @@ but not completions.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -148,6 +149,7 @@ class Engine:
             vocab_size, hidden_size, self.max_len, room, tokenizer, chat, caches_prefixes, self._adapters.sha256
         )
         self._jobs, self._outbox, self._next_id = dict[int, ValidatedRequest](), DeltaQueues(), 0
+        self._step_seconds = math.inf  # of the last decoding step
         # The last delta of each sample whose answer is being validated in another process.
         self._held: list[tuple[Delta, FinishedSequence]] = []
         self._lock, self._cancelled = CallLock(), list[int]()
@@ -354,22 +356,26 @@ class Engine:
                 raise
             return request_id
 
-    def step(self) -> list[Delta]:
+    def step(self, seconds: float = 0.0) -> list[Delta]:
         """Run one engine step over all submitted requests in the calling thread, and return the step's deltas.
 
+        If no request needs Python between two steps, a backend may run several decoding steps in one call, as many as last about
+        `seconds`. A request's deltas are in the order of its tokens.
         The returned deltas exclude requests that `stream` submitted: the iterator of `stream` yields the deltas of these
         requests.
         """
-        self._run_one_step()
+        self._run_one_step(seconds)
         return self._outbox.take_unstreamed()
 
-    def _run_one_step(self) -> None:
+    def _run_one_step(self, seconds: float = 0.0) -> None:
         with self._lock("step"):
             self._drop_cancelled()
             self._invalidate_if_changed()
             try:
+                began, most = time.monotonic(), int(min(seconds / self._step_seconds, STEPS_AT_ONCE))
                 with limit_threads(self._fit.threads):
-                    self._outbox.put(self._deltas_of_step())
+                    self._outbox.put(self._deltas_of_step(max(1, most)))
+                self._step_seconds = max(time.monotonic() - began, 1e-6) / self._cores[0].steps
             except BaseException:
                 self._cores[0].reset()
                 self._jobs.clear()
@@ -379,17 +385,17 @@ class Engine:
             finally:
                 self._drop_cancelled()
 
-    def _deltas_of_step(self) -> list[Delta]:
+    def _deltas_of_step(self, most: int) -> list[Delta]:
         core = self._cores[0]
-        finished = {(item.sequence.request_id, item.sequence.sample): item for item in core.step()}
+        finished = {(item.sequence.request_id, item.sequence.sample): item for item in core.step(most)}
         if self._held and not core.sampled:
             time.sleep(0.001)  # the engine is idle while it waits for a validation
-        rows: list[tuple[Delta, FinishedSequence | None]] = [*self._held]
-        self._held = []
-        for sequence, token, logprob, best in core.sampled:
+        rows: list[tuple[Delta, FinishedSequence | None]] = []
+        for sequence, token, logprob, best in reversed(core.sampled):  # a sequence ends with its last token
             hit = max(sequence.hit, 0)
             delta = Delta(sequence.request_id, sequence.sample, token, None, logprob, best, hit, sequence.scores)
-            rows.append((delta, finished.get((sequence.request_id, sequence.sample))))
+            rows.append((delta, finished.pop((sequence.request_id, sequence.sample), None)))
+        rows, self._held = [*self._held, *reversed(rows)], []
         deltas = list[Delta]()
         for delta, item in rows:
             if item is None:

@@ -47,6 +47,7 @@ def moe_layer_and_expert_counts(model: Decoder) -> tuple[int, int, int]:
     return len(ffns), widths.pop(), max(ffn.n_router_choices() for ffn in ffns)
 
 
+Logprobs = npt.NDArray[np.float32]
 SCORED = 64
 """Maximum number of prompt positions whose logits are in memory at the same time."""
 
@@ -195,9 +196,9 @@ class ModelRunner:
         """Whether `decode` can be called."""
         return self._decoding is not None and not self.histories.kept.shape[-1]
 
-    def decode(self, steps: int, scheduler: Scheduler, stops: Ints) -> Ints:
+    def decode(self, steps: int, scheduler: Scheduler, stops: Ints) -> tuple[Ints, Logprobs]:
         """Run up to `steps` decoding steps of all rows in one call of the backend, until a row ends. Store the sampled tokens, advance
-        the rows by all steps but the last, and return the ids that the last step sampled [rows]."""
+        the rows by all steps but the last, and return the ids and log-probabilities that were sampled [steps, rows]."""
         assert self._decoding is not None
         rows, n = scheduler.rows, len(scheduler.running)
         slot = rows.slot[:n]
@@ -220,14 +221,13 @@ class ModelRunner:
         with self._adapted(scheduler.running, [1] * n):
             output = self._decoding.decode(step_input, stops, rows.ignore_eos[:n])
         assert output.sampled is not None
-        ids = output.sampled.ids.view(-1, n).cpu().numpy()
+        ids, logprobs = (part.view(-1, n).cpu().numpy() for part in (output.sampled.ids, output.sampled.logprobs))
         done = len(ids)
         self._store_hidden_and_experts(output, slots[:done].ravel())
         self.histories.ids[slot, positions[:done] + 1] = ids
-        self.histories.logprobs[slot, positions[:done] + 1] = output.sampled.logprobs.view(-1, n).cpu().numpy()
+        self.histories.logprobs[slot, positions[:done] + 1] = logprobs
         rows.position[:n] += done - 1
-        last: Ints = ids[-1]
-        return last
+        return ids, logprobs
 
     @contextmanager
     def _adapted(self, sequences: Iterable[Sequence], counts: list[int]) -> Iterator[None]:

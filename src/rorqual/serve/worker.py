@@ -42,6 +42,8 @@ from rorqual.serve.wire import LONGEST_LINE, TENANT, EngineArguments, message_li
 
 BEAT = 0.5
 """Seconds between two heartbeats of the engine process. A heartbeat contains the engine's statistics."""
+BURST = 0.01
+"""Seconds of decoding steps that the backend may run in one call, in which no message is read."""
 ROWS = 64
 """Maximum number of sampled tokens in one message, if they waited for the log-probabilities of the prompt."""
 HEADER = 1024
@@ -77,7 +79,7 @@ class EngineWorker:
         threading.Thread(target=self._queue_input_messages, daemon=True).start()
         while self._read_messages():
             if self.numbers:
-                self._send_deltas(self.engine.step())
+                self._send_deltas(self.engine.step(BURST))
             self._send_prompt_scores()
             self._install_weights()
             self._send_heartbeat()

@@ -1409,7 +1409,7 @@ MUTANTS = (
         "engine/native/csrc/linear.h",
         "w->adapters[2 * row + 1], w->x",
         "0, w->x",
-        "tests/engine/test_adapters.py::test_an_adapter_is_its_merged_weights",
+        "tests/engine/test_adapters.py::test_a_mixed_batch_has_the_bits_of_each_adapter_alone",
     ),
     one(
         "a row has the adapters of the first stack",
@@ -1417,7 +1417,7 @@ MUTANTS = (
         "engine/native/csrc/low_rank.h",
         "map->low_rank[stack * map->parts + part]",
         "map->low_rank[0 * stack * map->parts + part]",
-        "tests/engine/test_adapters.py::test_an_adapter_is_its_merged_weights",
+        "tests/engine/test_adapters.py::test_a_mixed_batch_has_the_bits_of_each_adapter_alone",
     ),
     one(
         "an adapter changes the first columns of a fused map",

@@ -437,11 +437,10 @@ def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
 
 
 def test_int8_needs_the_native_backend(here: Path) -> None:
-    """By each command with an engine in its process; tests/serve/test_serve_options.py has the server's."""
+    """By each command whose backend is not chosen for it."""
     (here / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     commands = {
         "eval": ("run", "task=families:add", "count=1", "max_tokens=2", "out=e.json"),
-        "chat": ("run", "max_tokens=2"),
         "bench": ("run", "batch=1", "prompt=4", "new=2", "repeats=1"),
         "generate": ("p.jsonl", "run=run", "out=o.jsonl", "max_tokens=2", "quiet=true"),
     }
@@ -449,6 +448,7 @@ def test_int8_needs_the_native_backend(here: Path) -> None:
         refused = output_of(verb, *words, "dtype=int8", code=2)
         assert "dtype=int8 needs backend=native" in refused and "Add backend=native" in refused
         output_of(verb, *words, "dtype=int8", "backend=native")
+    output_of("chat", "run", "max_tokens=2", "dtype=int8")
     assert "dtype" in output_of("attention", "run", "data=p.jsonl", "dtype=int8", code=2), "a command without an engine"
 
 

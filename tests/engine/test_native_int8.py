@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.native import native_backend
 from rorqual.engine.native.native_backend import NativeInt8
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model import Decoder
@@ -197,6 +199,20 @@ def test_any_model_answers_alike_in_a_batch_and_alone(model: Decoder) -> None:
 def run(models: dict[str, Decoder], tmp_path: Path) -> Path:
     write_base(tmp_path / "run", models["mla"])
     return tmp_path / "run"
+
+
+def test_auto_is_native_if_it_runs_the_model_and_the_weights_are_packed(
+    run: Path, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(**settings: Any) -> str:
+        return Engine(run, backend="auto", **settings).config.backend
+
+    assert (chosen(), chosen(dtype="bfloat16"), chosen(dtype="float64")) == ("native", "native", "torch-invariant")
+    assert (chosen(dtype="int8"), chosen(pack=False)) == ("native dtype=int8", "torch-invariant")
+    lent = Engine.of(models["mla"], tokenizer, chat, backend="auto", pack=True)
+    assert lent.config.backend == "torch-invariant", "a trainer's weights"
+    monkeypatch.setattr(native_backend, "instruction_set", lambda: None)
+    assert chosen() == "torch-invariant"
 
 
 def test_int8_is_a_dtype_of_the_native_backend(

@@ -70,7 +70,7 @@ def test_supervised_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     made = plan(base, data, "supervised", settings)
     run, source = made.run, made.run.source
     assert isinstance(source, ConversationsConfig) and isinstance(run.tune, LoRA)
-    assert (run.tune.r, run.tune.alpha, run.save_seconds) == (8, 32, 30)
+    assert (run.tune.r, run.tune.alpha, run.save_seconds) == (16, 32, 30)
     assert source.data == str(tmp_path / "job" / "train.jsonl") and run.start.run == str(base)
     assert (run.seed, run.chat, len(made.epoch_ends)) == (3, "deepseek", 4) and run.steps == made.epoch_ends[-1]
     assert 3 <= made.epoch_ends[0] <= 6  # 12 examples in updates of about 3

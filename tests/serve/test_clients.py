@@ -257,7 +257,7 @@ def test_an_answer_matches_its_schema_whole_and_streamed(run: Path, client: open
     streamed = client.chat.completions.create(**given, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole.message.content
     params = SamplingParams(80, 1.0, seed=seed, grammar=Grammar("json_schema", json.dumps(PERSON)))
-    engine = Engine(run, record_experts=False, slots=1)
+    engine = Engine(run, record_experts=False, slots=1, backend="auto")
     [[alone]] = engine.generate([Request((Message("user", "hello"),), params, "off")])
     assert (whole.message.content, whole.finish_reason) == (alone.text, alone.finish_reason)
 
@@ -277,7 +277,7 @@ def test_log_probabilities_are_the_engines_whole_and_streamed(run: Path, client:
         told = chunk.choices[0].logprobs
         streamed += (told.content or []) if told is not None else []
     assert streamed == whole.logprobs.content
-    engine = Engine(run, record_experts=False, slots=1)
+    engine = Engine(run, record_experts=False, slots=1, backend="auto")
     params = SamplingParams(12, 0.8, seed=6, top_logprobs=3)
     [[alone]] = engine.generate([Request((Message("user", "hello"),), params, "off")])
     told = whole.logprobs.content

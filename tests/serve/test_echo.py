@@ -16,7 +16,7 @@ IDS = list(range(40, 200))
 
 @pytest.fixture(scope="module")
 def engine(run: Path) -> Engine:
-    return Engine(run, record_experts=False, slots=2)
+    return Engine(run, record_experts=False, slots=2, backend="auto")
 
 
 def asked(engine: Engine, ids: list[int], **params: Any) -> Completion:

@@ -18,7 +18,7 @@ SAID = "answers may differ in their last bits"
 @pytest.mark.parametrize(("head_dim", "held"), [(8, True), (18, False)])
 def test_a_server_and_a_batch_say_so(tmp_path: Path, head_dim: int, held: bool) -> None:
     run = write_run(tmp_path / "run", head_dim)
-    with running(run, tmp_path, "ui=false") as server:
+    with running(run, tmp_path, "ui=false", "backend=torch-invariant") as server:
         with server.client as client:
             asked = client.post("/v1/completions", json={"model": "run", "prompt": "a", "max_tokens": 2})
             assert asked.status_code == 200, asked.text

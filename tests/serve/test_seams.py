@@ -45,7 +45,7 @@ KEYS: dict[str, tuple[SamplingParams, Any]] = {
 
 @pytest.fixture(scope="module")
 def engine(run: Path) -> Engine:
-    return Engine(run, record_experts=False, slots=2)
+    return Engine(run, record_experts=False, slots=2, backend="auto")
 
 
 def said(one: Any) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ def start_server(model: str, arguments: Sequence[str] | None) -> None:
     if chosen.tune:
         if cascade is not None or chosen.rollout_dir:
             raise ConfigError("only a server of one run tunes models", where="key 'tune'", remedy="Serve one run.")
-        if chosen.backend not in ("native", "torch", "torch-invariant"):
+        if chosen.backend not in ("auto", "native", "torch", "torch-invariant"):
             raise ConfigError(
                 f"the backend '{chosen.backend}' runs no tuned models", where="key 'backend'", remedy="Leave it out."
             )

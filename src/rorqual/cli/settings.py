@@ -51,6 +51,14 @@ class EngineSettings(DeviceSettings):
     backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
 
 
+class LiveSettings(EngineSettings):
+    """Settings of commands whose answers are read as they come. Their backend is the fastest one that keeps the same bits."""
+
+    backend: str = Field(
+        "auto", description="auto, native, torch-invariant, torch or ./mine.py:Class; auto: native if it can"
+    )
+
+
 P = TypeVar("P", bound=Config)
 
 

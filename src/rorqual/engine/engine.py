@@ -37,7 +37,7 @@ from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
 from rorqual.model import Decoder, account
 from rorqual.model.adapter.bank import AdapterBank
 from rorqual.model.load.run_directory import check_names, load_run
-from rorqual.ops.backends import Backend, FittedBackend, backend, backend_cache_id
+from rorqual.ops.backends import TORCH_INVARIANT, Backend, FittedBackend, backend, backend_cache_id
 from rorqual.ops.paged import BLOCK
 
 STEPS_AT_ONCE = 16
@@ -77,7 +77,7 @@ class Engine:
         Raises ConfigError if `dtype` is another type that is not floating-point, or a setting does not fit the model.
         """
         if dtype == "int8":
-            if settings.get("backend") != Native.name:
+            if settings.get("backend") not in (Native.name, "auto"):
                 raise ConfigError(
                     "dtype=int8 needs backend=native", where="dtype", remedy="Add backend=native, or use bfloat16."
                 )
@@ -119,6 +119,10 @@ class Engine:
         """Create the engine cores. With `take`, the engine owns the model, and packing the weights frees the original
         weights. `checkpoint` is the folder of the weights, which adapters may have as their base."""
         keep_freed_memory()
+        if config.backend == "auto":
+            weight = model.embed_tokens.weight
+            is_native = take and config.pack and Native().supports(weight.device, weight.dtype, model) is None
+            config = config.model_copy(update={"backend": Native.name if is_native else TORCH_INVARIANT.name})
         config.check(model, tokenizer)
         model.eval()
         self.tokenizer, self.chat, self.config = tokenizer, chat, config

@@ -31,7 +31,7 @@ from rorqual.train.run import Run
 from rorqual.train.sources import ConversationsConfig, SourceInputs
 from rorqual.train.sources.source import StreamSource
 
-R, ALPHA, LR = 8, 32.0, 1e-3
+R, ALPHA, LR = 16, 32.0, 1e-3
 """Rank, scale and learning rate of LoRA with the learning rate multiplier 1."""
 STEP_TOKENS = 768
 """With `batch_size` auto, an update has about `STEP_TOKENS` tokens."""

@@ -65,7 +65,7 @@ def requests(a: argparse.Namespace, adapters: list[str], **how: Any) -> list[Req
 
 
 def engine_of(a: argparse.Namespace, folders: dict[str, Path], run: Path | None = None) -> Engine:
-    engine = Engine(run or a.run, dtype=a.dtype, reuse=False, slots=a.rows, engine_cores=1, record_experts=False)
+    engine = Engine(run or a.run, dtype=a.dtype, reuse=False, slots=a.rows, engine_cores=1, record_experts=False, backend=a.backend)
     for name, folder in folders.items():
         engine.load_adapter(name, folder)
     return engine
@@ -183,13 +183,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=16, help="the default is that of fine-tuning jobs")
+    parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--merged", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--backend", default="auto", help="the default is that of `rorqual serve`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -218,7 +219,7 @@ def main() -> None:
         for when in found["memory, one adapter"]
     }
     size = sum(file.stat().st_size for file in folders["adapter-0"].iterdir())
-    given = {name: getattr(a, name) for name in ("count", "rank", "rows", "prompt", "tokens", "dtype", "threads")}
+    given = {name: getattr(a, name) for name in ("count", "rank", "rows", "prompt", "tokens", "dtype", "backend", "threads")}
     made = made_by({a.run: "RUN", a.work: "runs/adapters"})
     write_json(a.result, given | found | {"bytes of an adapter": size, "load": os.getloadavg()[0], "made by": made})
 

@@ -65,7 +65,9 @@ def requests(a: argparse.Namespace, adapters: list[str], **how: Any) -> list[Req
 
 
 def engine_of(a: argparse.Namespace, folders: dict[str, Path], run: Path | None = None) -> Engine:
-    engine = Engine(run or a.run, dtype=a.dtype, reuse=False, slots=a.rows, engine_cores=1, record_experts=False, backend=a.backend)
+    engine = Engine(
+        run or a.run, dtype=a.dtype, reuse=False, slots=a.rows, engine_cores=1, record_experts=False, backend=a.backend
+    )
     for name, folder in folders.items():
         engine.load_adapter(name, folder)
     return engine
@@ -219,7 +221,9 @@ def main() -> None:
         for when in found["memory, one adapter"]
     }
     size = sum(file.stat().st_size for file in folders["adapter-0"].iterdir())
-    given = {name: getattr(a, name) for name in ("count", "rank", "rows", "prompt", "tokens", "dtype", "backend", "threads")}
+    given = {
+        name: getattr(a, name) for name in ("count", "rank", "rows", "prompt", "tokens", "dtype", "backend", "threads")
+    }
     made = made_by({a.run: "RUN", a.work: "runs/adapters"})
     write_json(a.result, given | found | {"bytes of an adapter": size, "load": os.getloadavg()[0], "made by": made})
 

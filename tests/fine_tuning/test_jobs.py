@@ -386,6 +386,20 @@ def test_the_end_of_a_job_is_estimated_from_its_last_steps() -> None:
     assert estimated_finish(steps[:2]) == 50 + 50 * 28 and estimated_finish(steps[:1]) is None
 
 
+@pytest.mark.parametrize(("kind", "row", "keys"), [
+    ("dpo", GOOD_ROW, "input, preferred_output, non_preferred_output"),
+    ("supervised", {"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}, "messages"),
+])  # fmt: skip
+def test_a_file_of_another_method_is_told_the_keys(
+    tuner: TuneServer, tmp_path: Path, kind: str, row: dict[str, Any], keys: str
+) -> None:
+    (data := tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(openai.BadRequestError) as refused:
+        tuner.create(data, method={"type": kind})
+    assert refused.value.body["message"].endswith(f"A row for '{kind}' has the keys {keys}.")  # type: ignore[index]
+    assert "\n" not in refused.value.body["message"]  # type: ignore[index]
+
+
 @pytest.mark.parametrize("param", ["training_file", "validation_file"])
 def test_a_row_that_the_base_cannot_learn_is_refused_with_its_line(
     tuner: TuneServer, tmp_path: Path, param: str

@@ -38,6 +38,12 @@ LARGEST_FILE = 512 << 20
 """Maximum bytes of a file, as in OpenAI's API."""
 PAGE, LARGEST_PAGE = 20, 10_000
 CHECKED_BYTES = 16 << 20
+FORMS = {
+    "supervised": ("messages",),
+    "dpo": ("input", "preferred_output", "non_preferred_output"),
+    "reinforcement": ("messages", "and those that the grader reads"),
+}
+"""The keys of a row, by method."""
 RECENT = 20
 """The number of the last steps that tell how fast a job is."""
 FORM_BYTES = 65_536
@@ -304,11 +310,13 @@ def _check_examples(request: Request, asked: JobRequest, base: str) -> None:
             problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
             raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None
         except DataError as error:
-            kind = asked.chosen_method().type
-            problem = (
-                f"`{param}` is not valid for the method '{kind}': {str(error).replace(str(content), file.filename)}"
-            )
-            raise bad_request(problem, param, f"invalid_{param}") from None
+            kind, told = asked.chosen_method().type, " ".join(str(error).replace(str(content), file.filename).split())
+            first, *others = FORMS[kind]
+            if first not in next(read_rows(content)).values:
+                told += f" A row for '{kind}' has the keys {', '.join([first, *others])}."
+            raise bad_request(
+                f"`{param}` is not valid for the method '{kind}': {told}", param, f"invalid_{param}"
+            ) from None
 
 
 async def _shown(request: Request, *jobs: Job) -> list[Row]:
@@ -409,7 +417,9 @@ async def delete_model(request: Request, name: str) -> JSONResponse:
     steps = [] if job is None else service.store.folder(job.id).kept_steps()
     if name in service.bases:
         raise bad_request("`model` is the base model, which cannot be deleted here.", "model")
-    if job is None or not job.is_finished or (is_checkpoint and step not in steps):
+    if job is not None and not job.is_finished:
+        raise bad_request(f"`model` belongs to job '{job.id}', which has not ended. Cancel the job first.", "model")
+    if job is None or (is_checkpoint and step not in steps):
         raise service.unknown_model_error(name)
     if is_checkpoint and job.has_model and step == steps[-1]:
         raise bad_request(f"`model` is the last checkpoint of '{head}'. Delete the model by that name.", "model")

@@ -128,8 +128,10 @@ class TuneService(ModelService):
 
     def base_of(self, name: str) -> str:
         """Return the folder of the base model that clients call `name`, or "" for the ladder. Raises ApiError if it is not offered."""
-        is_tuned = name.startswith("ft:") or CHECKPOINT in name  # only base models are tuned
-        base = self.bases.get(name, None if is_tuned else self.bases.get(ALL))
+        if name.startswith("ft:") or CHECKPOINT in name:
+            problem = f"`model` is {describe_value(name)}, a tuned model. Only base models are tuned here"
+            raise bad_request(f"{problem}: {', '.join(self.bases)}.", "model", "unsupported_value")
+        base = self.bases.get(name, self.bases.get(ALL))
         if base is None:
             problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning"
             remedy = f"Use one of: {', '.join(self.bases)}. The operator can add names by tune_names=."
@@ -142,8 +144,8 @@ class TuneService(ModelService):
         return next((job for job in own if job.model_name == name), None)
 
     def for_model(self, name: str, tenant: str) -> ModelService:
-        if name == self.name:
-            return self
+        if name != ALL and self.bases.get(name):
+            return self if name == self.name else replace(self, name=name)
         head, separator, step = name.partition(CHECKPOINT)
         if (job := self.tuned_job(head, tenant)) is not None and not job.base and job.has_model:
             raise bad_request(f"`model` is {describe_value(name)}, which answers chat completions alone.", "model")
@@ -213,4 +215,10 @@ class TuneService(ModelService):
             for job in [*self.store.jobs.values()]
             if job.tenant == tenant and job.has_model
         ]
-        return [*super().model_cards(tenant), *tuned]
+        [own] = super().model_cards(tenant)
+        bases = [
+            own | {"id": name, "root": self.name}
+            for name, run in self.bases.items()
+            if run and name not in (ALL, self.name)
+        ]
+        return [own, *bases, *tuned]

@@ -131,7 +131,7 @@ class Job(Config):
             **self.model_dump(mode="json", include=same | more),
             "object": "fine_tuning.job",
             "organization_id": self.tenant,
-            "fine_tuned_model": self.model_name if self.has_model else None,
+            "fine_tuned_model": self.model_name if self.status == "succeeded" else None,
             "hyperparameters": known.model_dump(include={*Hyperparameters.model_fields}),
             "method": method,
             "estimated_finish": estimated_finish,

@@ -26,10 +26,10 @@ def api_error_from_pydantic(error: ValidationError, data: Any, names: Collection
     items = [item for other, item in places if other == place]
     kinds, path = {item["type"] for item in items}, join_path(place)[:LONGEST]
     if "extra_forbidden" in kinds:
-        hint = suggest_name(path, names) if len(place) == 1 else "Leave it out; docs/how-to/serve.md lists the fields."
+        hint = suggest_name(path, names) if len(place) == 1 else "Leave it out."
         return bad_request(f"`{path}` is not a field of this request. {hint}", path, "unknown_parameter")
     if "missing" in kinds:
-        return bad_request(f"`{path}` is missing. Add it; docs/how-to/serve.md lists its values.", path)
+        return bad_request(f"`{path}` is missing. Add it.", path)
     messages = dict.fromkeys(
         str(item["msg"]).removeprefix("Value error, ").replace("valid tuple", "valid list") for item in items
     )

@@ -557,7 +557,7 @@ MUTANTS = (
         "a logit of a prompt that is not a number is no error",
         "issue 14",
         "engine/core.py",
-        "                logprobs[row] = math.nan\n",
+        "                newest[row] = math.nan\n",
         "                pass\n",
         "tests/engine/test_prompt_logprobs.py::test_a_logit_of_the_prompt_that_is_no_number_is_an_error",
     ),

@@ -178,7 +178,7 @@ def watch(url: str, key: str, seconds: float, tokens: int) -> dict[str, list[flo
 
     def ask_livez() -> None:
         with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-            while not over.wait(0.05):
+            while not lives or not over.wait(0.05):  # at least once, if the tokens come at once
                 began = time.monotonic()
                 client.get("/livez")
                 lives.append(time.monotonic() - began)

@@ -138,6 +138,7 @@ def test_a_taught_folder_answers_as_it_is_served(golden: Callable[..., None]) ->
     for kept, expected, words in (("fee", "", "the model is"), ("fee", "fee", "the golden answers are")):
         golden(*(line(one, kept, expected=expected or label) for one, label in zip(asked, right, strict=True)))
         assert f"]: {words} better." in output_of("compare", "task", "golden=golden.jsonl", "threads=1")
+    assert "agreement with the golden answers, right or wrong" in output_of("compare", "task", "task")
     with load_with_cached_answers("task", EvalSettings(threads=1), None) as cache:
         assert cache.made["run"] == answerer_fingerprint(Path("task"), load_answerer(Path("task"), threads=1).config)
     refused = output_of("compare", "task", "golden=golden.jsonl", "max_tokens=3", "out=o.json", code=2)

@@ -389,6 +389,7 @@ def test_the_end_of_a_job_is_estimated_from_its_last_steps() -> None:
 @pytest.mark.parametrize(("kind", "row", "keys"), [
     ("dpo", GOOD_ROW, "input, preferred_output, non_preferred_output"),
     ("supervised", {"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}, "messages"),
+    ("supervised", {"prompt": "1+2", "completion": "3"}, "messages"),
 ])  # fmt: skip
 def test_a_file_of_another_method_is_told_the_keys(
     tuner: TuneServer, tmp_path: Path, kind: str, row: dict[str, Any], keys: str

@@ -140,6 +140,9 @@ def test_a_deleted_model_is_gone_and_the_base_stays(tuner: TuneServer, tmp_path:
         with pytest.raises(openai.NotFoundError, match="not served here"):
             _chat(tuner.client)(model)
     assert tuner.client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model == name, "as in OpenAI's API"
+    assert tuner.client.fine_tuning.jobs.retrieve(job.id).hyperparameters.batch_size == 12, "the value of auto"
+    [listed] = [one for one in tuner.client.fine_tuning.jobs.list() if one.id == job.id]
+    assert listed.hyperparameters.learning_rate_multiplier == 1
     with pytest.raises(openai.BadRequestError, match="the base model, which cannot be deleted"):
         tuner.client.models.delete("tiny")
     assert len(answers(tuner, "tiny", PROMPTS[:2])) == 2

@@ -23,6 +23,7 @@ from rorqual.core.records import Message
 from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, Grammar, IntRange, check_params
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
+from rorqual.engine.runner import ModelRunner
 from rorqual.generate.batch import generate_answers, output_record
 from rorqual.generate.prompts import RefusedRow
 from rorqual.generate.schema import RowParser, RowRequest, RowSampling
@@ -61,6 +62,27 @@ def test_a_priority_reaches_the_queue_of_the_engine(engine: Engine) -> None:
     for request_id in list(worker.numbers):
         engine.cancel(request_id)
     engine.step()
+
+
+def test_the_worker_runs_several_decoding_steps_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' step is far shorter than `BURST`."""
+    done, decode = list[int](), ModelRunner.decode
+
+    def counted(self: ModelRunner, *given: Any) -> Any:
+        found = decode(self, *given)
+        done.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(ModelRunner, "decode", counted)
+    sink = io.BytesIO()
+    worker = EngineWorker(engine, io.BytesIO(), sink)
+    monkeypatch.setattr(worker, "_read_messages", lambda: bool(worker.numbers))
+    ask = Asked((5,), SamplingParams(max_tokens=60, ignore_eos=True))
+    worker._handle_message(json.loads(b"".join(submit_message(0, pack(ask), "them"))))
+    worker.run()
+    assert max(done) > 1
+    messages = [json.loads(line) for line in sink.getvalue().splitlines()]
+    assert sum(len(one["rows"]) for one in messages if one["kind"] == "drawn") == 60
 
 
 def test_a_grammar_that_fails_before_its_request_starts_is_not_compiled_in_the_loop(engine: Engine) -> None:

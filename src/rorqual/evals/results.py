@@ -110,6 +110,12 @@ class Results:
         write_page(Path(path), "results", comparisons=self.comparisons, picture=draw(self.chart()))
 
 
+AGREEMENT = (
+    "These shares are agreement with the golden answers, right or wrong. For accuracy, write `expected` in the golden file, and run "
+    "`rorqual compare RUN golden=FILE` for each model."
+)
+
+
 def compare(*arms: Arm, names: Sequence[str] = (), grain: Grain = "family", confidence: float = CONFIDENCE) -> Results:
     """Compare each arm with the first arm, paired by seed and by problem or passage of text.
 
@@ -152,7 +158,8 @@ def _compare_arms(
     if olds and news and not old_texts + new_texts:
         rows = compare_seeds(olds, news, grain=grain, confidence=confidence)
         note = unmarked_replies_note(dict(zip(labels, (olds[0], news[0]), strict=True))) if len(olds) == 1 else ""
-        notes = filter(None, [note, _other_settings(olds, news)])
+        golden = AGREEMENT if any(one.task == "golden" for one in (*olds, *news)) else ""
+        notes = filter(None, [golden, note, _other_settings(olds, news)])
         return ArmComparison(evaluation, *labels, tuple(rows), "\n".join(notes))
     if olds + news:
         raise DataError(

@@ -59,6 +59,7 @@ def read_examples(file: Path) -> Iterator[tuple[str, Conversation, tuple[Tool, .
     for a row that teaches nothing."""
     for row in read_rows(file):
         conversation, tools = read_conversation(row.values, row.where), read_tools(row.values, row.where)
+        row.get("messages", object)  # `read_conversation` also takes prompt and completion, which are no chat
         if not is_trainable(conversation):
             problem = "key 'messages': no assistant message with text or calls to learn from, or an empty one"
             raise DataError(problem, where=row.where, remedy="Correct the row, or remove it.")

@@ -24,6 +24,7 @@ from rorqual.model.adapter.lora import ALL_LINEAR, named_linear_maps
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run_directory import read_model_config
 from rorqual.model.meta_device import build_on_meta_device
+from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.recipes.dpo import dpo
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
@@ -146,6 +147,8 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
     )
     shown = _shown_values(chosen, {"n_epochs": epochs, "batch_size": batch})
     run = _adapted(run, batch, batch)  # a micro-batch for each prompt saves memory
+    # The trainer computes the sampler's bits, so rounding cannot exceed `run.agreement`.
+    run = run.model_copy(update={"backend": TORCH_INVARIANT.name})
     return JobPlan(run=run, epoch_ends=ends, hyperparameters=shown)
 
 

@@ -11,7 +11,7 @@ import openai
 import pytest
 import torch
 from openai.types.fine_tuning import FineTuningJob
-from tuned_server import BASE, TuneServer, job_folder, sums, wait
+from tuned_server import BASE, TuneServer, job_folder, pairs, sums, wait
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, RunDir
@@ -35,18 +35,6 @@ GRADER = {
     "reference": "{{item.answer}}",
     "operation": "eq",
 }
-
-
-def pairs(path: Path, rows: int = 6) -> Path:
-    """A file of preference pairs in OpenAI's form."""
-
-    def row(a: int) -> dict[str, Any]:
-        say = [[{"role": "assistant", "content": text}] for text in (str(2 * a), "no idea")]
-        asked = {"messages": [{"role": "user", "content": f"{a}+{a}"}]}
-        return {"input": asked, "preferred_output": say[0], "non_preferred_output": say[1]}
-
-    path.write_text("".join(json.dumps(row(a)) + "\n" for a in range(rows)), encoding="utf-8")
-    return path
 
 
 def prompts(path: Path, rows: int = 4) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import openai
 import pytest
 from openai.types import Model, ModelDeleted
 from openai.types.fine_tuning import FineTuningJob
-from tuned_server import BASE, TuneServer, sums, tuning, wait
+from tuned_server import BASE, TuneServer, job_folder, pairs, sums, tuning, wait
 
 from rorqual.cli.serving import start_server
 from rorqual.core.errors import ConfigError
@@ -24,7 +26,9 @@ from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.fine_tuning.job_process import train_job
 from rorqual.fine_tuning.store import JobFolder
+from rorqual.model.load.run_directory import load_run
 from served import write_run
 
 PROMPTS = [f"{a}+{a + 1}" for a in range(12)]
@@ -258,12 +262,66 @@ def test_the_base_answers_to_the_names_that_jobs_give_it(tuner: TuneServer, tune
         answers(tuner, "*", PROMPTS[:1])
 
 
+def test_a_tuned_model_is_the_base_of_another(tuner: TuneServer, tmp_path: Path) -> None:
+    """Also after its user has deleted it. The name has the first base's."""
+    jobs = tuner.client.fine_tuning.jobs
+    first = wait(tuner.client, tuner.create(sums(tmp_path / "a.jsonl"), hyperparameters={"n_epochs": 1}).id)
+    model = jobs.checkpoints.list(first.id).data[0].fine_tuned_model_checkpoint
+    asked = {"training_file": tuner.upload(pairs(tmp_path / "pairs.jsonl")), "seed": 3}
+    with pytest.raises(openai.NotFoundError, match="not offered for fine-tuning"):
+        tuner.create(tmp_path / "a.jsonl", tuner.other, model=model)
+    second = jobs.create(model=model, method={"type": "dpo"}, **asked)  # type: ignore[arg-type]
+    tuner.client.models.delete(first.fine_tuned_model or "")
+    second = wait(tuner.client, second.id)
+    assert second.status == "succeeded" and second.model == model, second.error
+    name, folder = second.fine_tuned_model or "", JobFolder(tuner.folder / "jobs" / second.id)
+    assert name.startswith(f"ft:{BASE}:default::") and not folder.base.exists()
+    last = folder.checkpoints()[-1]["step_number"]
+    assert answers(tuner, name, PROMPTS) == in_process(folder.model(last).path) != answers(tuner, BASE, PROMPTS)
+    third = wait(tuner.client, tuner.create(tmp_path / "a.jsonl", model=name).id)
+    assert third.status == "succeeded" and third.fine_tuned_model, third.error
+    with pytest.raises(openai.NotFoundError):
+        jobs.create(model=model, **asked)
+
+
+def test_the_model_of_a_tuned_base_is_one_adapter_with_the_weights_of_the_chain(base: Path, tmp_path: Path) -> None:
+    folders = []
+    for depth, place in enumerate(("first", "second", "third")):
+        (tmp_path / place).mkdir()
+        start = folders[-1].model(folders[-1].checkpoints()[-1]["step_number"]).path if folders else base
+        settings = {"hyperparameters": {"n_epochs": 1, "learning_rate_multiplier": 10.0}}
+        folder = job_folder(
+            start, tmp_path / place, settings=settings, model="ft:tiny:a::b", depth=depth, validation_file="file-b"
+        )
+        sums(folder.training_data, first=4 * depth, rows=4)
+        sums(folder.validation_data, first=50, rows=4)
+        assert train_job(folder, 1, lambda: False) is not None
+        folders.append(folder)
+    for earlier, folder in pairwise(folders):
+        before, *_, after = folder.checkpoint_lines()
+        kept = earlier.checkpoint_lines()[-1]["metrics"]
+        assert math.isclose(before["metrics"]["full_valid_loss"], kept["full_valid_loss"], rel_tol=1e-6)
+        model = folder.model(after["step_number"])
+        chain, joined, base_weights = (load_run(run).state_dict() for run in (folder.run, model, RunDir(base)))
+        for name, weight in chain.items():
+            assert (joined[name] - weight).abs().max() <= 1e-6 * weight.abs().max()
+        assert any((joined[name] - base_weights[name]).abs().max() > 1e-3 for name in chain)
+        with closing(Engine(base)) as engine:  # the served base alone takes it
+            engine.load_adapter("tuned", model.checkpoint())
+
+
 def test_the_native_backend_serves_tuned_models(
     base: Path, tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path
 ) -> None:
     shutil.copytree(tuner.folder / "jobs" / tuned.id, tmp_path / "tune" / "jobs" / tuned.id)
+    file = tmp_path / "tune/jobs" / tuned.id / "job.json"
+    deepest = json.loads(file.read_bytes()) | {"id": f"{tuned.id[:-8]}deepest0", "depth": 3, "model": f"ft:{BASE}:a::b"}
+    shutil.copytree(file.parent, file.parent.with_name(deepest["id"]))
+    file.parent.with_name(deepest["id"]).joinpath("job.json").write_text(json.dumps(deepest), encoding="utf-8")
     with tuning(base, tmp_path, "backend=native") as server:
         found = answers(server, tuned.fine_tuned_model or "", PROMPTS)
+        with pytest.raises(openai.BadRequestError, match="the last of 4 models that were tuned one after another"):
+            server.create(sums(tmp_path / "a.jsonl"), model=f"ft:{BASE}:default:sums:deepest0")
     assert found == answers(tuner, tuned.fine_tuned_model or "", PROMPTS) != answers(tuner, "tiny", PROMPTS)
 
 

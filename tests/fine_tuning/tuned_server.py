@@ -34,6 +34,18 @@ def sums(path: Path, first: int = 0, rows: int = 12) -> Path:
     return path
 
 
+def pairs(path: Path, rows: int = 6) -> Path:
+    """A file of preference pairs in OpenAI's form."""
+
+    def row(a: int) -> dict[str, Any]:
+        say = [[{"role": "assistant", "content": text}] for text in (str(2 * a), "no idea")]
+        asked = {"messages": [{"role": "user", "content": f"{a}+{a}"}]}
+        return {"input": asked, "preferred_output": say[0], "non_preferred_output": say[1]}
+
+    path.write_text("".join(json.dumps(row(a)) + "\n" for a in range(rows)), encoding="utf-8")
+    return path
+
+
 @dataclass
 class TuneServer:
     """A running server, the clients of two tenants, and the folder of the fine-tuning API."""

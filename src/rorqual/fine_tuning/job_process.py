@@ -30,6 +30,7 @@ from rorqual.fine_tuning.recipe import JobPlan, plan_job
 from rorqual.fine_tuning.report import write_report
 from rorqual.fine_tuning.store import DISK_FULL, OUT_OF_MEMORY, PAUSED, SERVER_GONE, JobError, JobFolder, Outcome
 from rorqual.fine_tuning.validation import validation_metrics
+from rorqual.model.adapter.chain import joined_adapter
 from rorqual.train.checkpoint import OPTIM_FILE
 from rorqual.train.loop import fit
 
@@ -152,7 +153,7 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
         step = _train_to(folder, plan, end, threads, is_stopped)
         if step < end and not folder.job().is_paused:
             return None
-        copy_model(folder.run, folder.model(step))
+        copy_model(folder.run, folder.model(step), joined=job.depth > 0)
         _add_checkpoint(folder, step, {"train_loss": _last_loss(folder.run), **measure(folder.run)})
         kept = [folder.model(int(one)).path for one in folder.kept_steps()[-KEPT_MODELS:]]
         for old in {*folder.models.iterdir()}.difference(kept):  # also what a killed process left
@@ -206,15 +207,21 @@ def _last_loss(run: RunDir) -> float:
     return float([record["loss"] for record in run.metrics()][-1])
 
 
-def copy_model(src: RunDir, dst: RunDir) -> None:
-    """Copy a run's settings, tokenizer and newest checkpoint, without the optimizer's state. `dst` is complete or missing."""
+def copy_model(src: RunDir, dst: RunDir, *, joined: bool = False) -> None:
+    """Copy a run's settings, tokenizer and newest checkpoint, without the optimizer's state. `dst` is complete or missing.
+
+    `joined`: the run's base is an adapter, too, and the copy is one adapter of the complete base model.
+    """
     step, temporary = src.checkpoint(), dst.path.with_name(f".{dst.path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    files = {file.name: file.stat().st_size for file in step.iterdir() if file.name not in (OPTIM_FILE, MANIFEST_FILE)}
+    files = [file for file in step.iterdir() if file.name not in (OPTIM_FILE, MANIFEST_FILE)]
     (temporary / step.name).mkdir(parents=True)
-    for file in (src.config_file, src.tokenizer_file, *(step / name for name in files)):
+    for file in (src.config_file, src.tokenizer_file, *files):
         shutil.copy2(file, temporary / file.relative_to(src.path))
-    write_json(temporary / step.name / MANIFEST_FILE, files)
+    for name, content in joined_adapter(step).items() if joined else ():
+        (temporary / step.name / name).write_bytes(content)
+    copied = {file.name: file.stat().st_size for file in (temporary / step.name).iterdir()}
+    write_json(temporary / step.name / MANIFEST_FILE, copied)
     shutil.rmtree(dst.path, ignore_errors=True)
     os.replace(temporary, dst.path)
 

@@ -235,7 +235,7 @@ async def create_job(request: Request) -> JSONResponse:
     service, tenant = _service(request), request.state.tenant
     async with read_body(request, service.max_body, service.bodies, tenant) as parts:
         asked = validated(JobRequest, parse_body(b"".join(parts)))
-    base = service.base_of(asked.model)
+    base, depth = service.base_of(asked.model, tenant)
     for param in ("training_file", "validation_file"):
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
@@ -254,10 +254,11 @@ async def create_job(request: Request) -> JSONResponse:
         method=method,
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         suffix=asked.suffix or "",
+        depth=depth,
         **fields,
     )
     try:
-        service.store.add_job(job)
+        job = service.store.add_job(job)
         if not base and asked.model != LADDER:
             service.store.folder(job.id).add_event("info", f"The base '{asked.model}' is the ladder here")
         if ignored := method.hyperparameters.given({*Hyperparameters.model_fields} if not base else WITHOUT_EFFECT):

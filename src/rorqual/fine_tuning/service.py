@@ -27,6 +27,8 @@ from rorqual.serve.service import ModelService, Service
 from rorqual.serve.validation_errors import describe_value
 
 ALL = "*"
+MOST_DEPTH = 3
+"""A model that was tuned from `MOST_DEPTH` others, one after another, is no base: each adds a rank of `recipe.R` to the adapter."""
 MOST_ANSWERERS = 4
 """The number of jobs without a language model whose answerers stay in memory."""
 
@@ -126,17 +128,35 @@ class TuneService(ModelService):
         for models in (folder.models, folder.taught) if job.is_deleted else (folder.model(int(step)).path,):
             shutil.rmtree(models, ignore_errors=True)
 
-    def base_of(self, name: str) -> str:
-        """Return the folder of the base model that clients call `name`, or "" for the ladder. Raises ApiError if it is not offered."""
-        if name.startswith("ft:") or CHECKPOINT in name:
-            problem = f"`model` is {describe_value(name)}, a tuned model. Only base models are tuned here"
-            raise bad_request(f"{problem}: {', '.join(self.bases)}.", "model", "unsupported_value")
-        base = self.bases.get(name, self.bases.get(ALL))
+    def base_of(self, name: str, tenant: str) -> tuple[str, int]:
+        """Return the folder of the base model that clients call `name`, or "" for the ladder, and its `Job.depth`. The base may be a
+        tuned model of the tenant, or one of its checkpoints. Raises ApiError if it is not offered."""
+        job = self.tuned_job(name.partition(CHECKPOINT)[0], tenant)
+        if job is not None and (run := self._tuned_run(job, name)) is not None:
+            if job.depth < MOST_DEPTH:
+                return str(run.path), job.depth + 1
+            problem = f"`model` is {describe_value(name)}, the last of {job.depth + 1} models that were tuned one after another"
+            raise bad_request(f"{problem}. Start from an earlier one.", "model", "unsupported_value")
+        tuned = name.startswith("ft:") or CHECKPOINT in name
+        base = None if tuned else self.bases.get(name, self.bases.get(ALL))
         if base is None:
             problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning"
-            remedy = f"Use one of: {', '.join(self.bases)}. The operator can add names by tune_names=."
-            raise ApiError(404, f"{problem}. {remedy}", param="model", code="model_not_found")
-        return base
+            remedy = f"Use one of: {', '.join(self.bases)}, or a tuned model that is not a ladder."
+            raise ApiError(
+                404,
+                f"{problem}. {remedy} The operator can add names by tune_names=.",
+                param="model",
+                code="model_not_found",
+            )
+        return base, 0
+
+    def _tuned_run(self, job: Job, name: str) -> RunDir | None:
+        """Return the run of a job's model, or of one of its checkpoints, by its name, or None if there is none."""
+        _, separator, step = name.partition(CHECKPOINT)
+        folder = self.store.folder(job.id)
+        steps = folder.kept_steps() if separator or job.has_model else []
+        kept = [one for one in steps if one == step] if separator else steps[-1:]
+        return folder.model(int(kept[0])) if kept else None
 
     def tuned_job(self, name: str, tenant: str) -> Job | None:
         """Return the tenant's job whose model is called `name`, unless the model was deleted."""
@@ -146,15 +166,11 @@ class TuneService(ModelService):
     def for_model(self, name: str, tenant: str) -> ModelService:
         if name != ALL and self.bases.get(name):
             return self if name == self.name else replace(self, name=name)
-        head, separator, step = name.partition(CHECKPOINT)
-        if (job := self.tuned_job(head, tenant)) is not None and not job.base and job.has_model:
+        job = self.tuned_job(name.partition(CHECKPOINT)[0], tenant)
+        if job is not None and not job.base and job.has_model:
             raise bad_request(f"`model` is {describe_value(name)}, which answers chat completions alone.", "model")
-        if job is not None and (separator or job.has_model):
-            folder = self.store.folder(job.id)
-            steps = folder.kept_steps()
-            for known in [one for one in steps if one == step] if separator else steps[-1:]:
-                adapter = str(folder.model(int(known)).checkpoint())
-                return replace(self, name=name, adapter=adapter, task=NO_DEFAULTS)
+        if job is not None and (run := self._tuned_run(job, name)) is not None:
+            return replace(self, name=name, adapter=str(run.checkpoint()), task=NO_DEFAULTS)
         return super().for_model(name, tenant)
 
     def other_responder(self, body: bytes, tenant: str) -> Callable[[Request], Awaitable[Response]] | None:

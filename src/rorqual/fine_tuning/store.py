@@ -81,6 +81,7 @@ class Job(Config):
 
     - `base`: folder of the run that is tuned, or "" for the ladder of `rorqual teach` without a language model. `model`: the name
       of the base in the request.
+    - `depth`: how many tuned models the base was trained from, one after another. Such a base is linked into the job's folder.
     - `is_paused`: whether the client paused the job. OpenAI's API has no such status, so a paused job is shown as queued.
     - `is_deleted`: whether the client deleted the tuned model.
     """
@@ -95,6 +96,7 @@ class Job(Config):
     validation_file: str | None = None
     seed: Seed
     suffix: str = ""
+    depth: Natural = 0
     metadata: dict[str, str] | None = None
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
     is_paused: bool = False
@@ -112,8 +114,9 @@ class Job(Config):
 
     @property
     def model_name(self) -> str:
-        """The name of the tuned model: `ft:BASE:TENANT:SUFFIX:ID`."""
-        return f"ft:{self.model}:{self.tenant}:{self.suffix}:{self.id[-8:]}"
+        """The name of the tuned model: `ft:BASE:TENANT:SUFFIX:ID`. `BASE` is the first base's name."""
+        base = self.model.split(":")[1] if self.depth else self.model
+        return f"ft:{base}:{self.tenant}:{self.suffix}:{self.id[-8:]}"
 
     @property
     def has_model(self) -> bool:
@@ -156,6 +159,11 @@ class JobFolder:
     @property
     def run(self) -> RunDir:
         return RunDir(self.path / "run")
+
+    @property
+    def base(self) -> Path:
+        """The run that is tuned, if that is a tuned model: links of its files, because its user can delete it at any time."""
+        return self.path / "base"
 
     @property
     def outcome_file(self) -> Path:
@@ -202,7 +210,8 @@ class JobFolder:
         """
         for file in (self.training_data, self.validation_data, self.results_file, self.report_file):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.run.path, ignore_errors=True)
+        for folder in (self.run.path, self.base):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def used_hyperparameters(self) -> dict[str, Any]:
         """Return the values of hyperparameters, which are known as soon as the job's process has planned the training."""
@@ -380,17 +389,21 @@ class TuneStore:
         (self.folder(job_id).path / "job.json").unlink(missing_ok=True)  # first, so that a kill leaves no half a job
         shutil.rmtree(self.folder(job_id).path, ignore_errors=True)
 
-    def add_job(self, job: Job) -> None:
-        """Create the folder of a job, with links of its files. Raises OSError or RorqualError if the disk is full."""
+    def add_job(self, job: Job) -> Job:
+        """Create the folder of a job, with links of its files, and return the job. Raises OSError or RorqualError if the disk is full."""
         folder = self.folder(job.id)
         folder.path.mkdir(parents=True)
         try:
             os.link(self.content(job.training_file), folder.training_data)
             if job.validation_file is not None:
                 os.link(self.content(job.validation_file), folder.validation_data)
+            if job.depth:
+                shutil.copytree(job.base, folder.base, copy_function=os.link)
+                job = job.model_copy(update={"base": str(folder.base)})
             folder.add_event("info", f"Created fine-tuning job: {job.id}")
             folder.save(job)
         except BaseException:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
         self.jobs[job.id] = job
+        return job

@@ -123,6 +123,9 @@ def test_a_taught_folder_answers_as_it_is_served(golden: Callable[..., None]) ->
         str(30 - len(sure)),
     ]
     assert {"card", "pin", "fee"} <= {*cells(said)}
+    first = next(n for (n, _), agrees in zip(sure, same, strict=True) if not agrees)
+    assert said.index(asked[first][:20]) < said.index(old[first], said.index(asked[first][:20])) and "expected" in said
+    assert cells(said)[f"line {first + 1}"][-1] == right[first]
     before, after = ([one[n].lower().rstrip(".") == right[n] for n, _ in sure] for one in (old, dict(sure)))
     change = difference_over_seeds([np.array(before)], [np.array(after)], 0.95)
     verdict = "the model is better" if change.interval.low > 0 else "either may be better"

@@ -102,6 +102,8 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
     wait_for_event(tuner.client, paused.id, "Step 3/")
     assert jobs.pause(paused.id).status == "queued"
     before = len(jobs.list_events(paused.id, limit=1000).data)
+    newest, *earlier = [event.message for event in jobs.list_events(paused.id, limit=1000)]
+    assert newest == "Fine-tuning job paused" and "The job pauses as soon as its step has ended" in earlier
     checkpoint = jobs.checkpoints.list(paused.id).data[0]
     last = next(event for event in jobs.list_events(paused.id) if event.type == "metrics")
     assert last.data == {
@@ -130,10 +132,14 @@ def test_a_paused_job_goes_on_with_the_same_weights(tuner: TuneServer, tmp_path:
 
 def test_metrics_have_the_jobs_of_the_tenant(tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path) -> None:
     data, jobs = sums(tmp_path / "data.jsonl", rows=40), tuner.other.fine_tuning.jobs
-    made = [tuner.create(data, tuner.other, hyperparameters={"n_epochs": 50, "batch_size": 1}) for _ in range(4)]
-    jobs.pause(made[3].id)
-    for job in made[:2]:
+    asked = {"hyperparameters": {"n_epochs": 50, "batch_size": 1}}
+    made = [tuner.create(data, tuner.other, **asked) for _ in range(2)]
+    for job in made:
         wait_for_event(tuner.other, job.id, "Step 3/")
+    made += [tuner.create(data, tuner.other, **asked) for _ in range(2)]
+    jobs.pause(made[3].id)
+    waits = [any("The job waits" in event.message for event in jobs.list_events(job.id)) for job in made]
+    assert waits == [False, False, True, True]
     time.sleep(1)
 
     def figures(other: bool) -> dict[str, float]:
@@ -154,6 +160,8 @@ def test_metrics_have_the_jobs_of_the_tenant(tuner: TuneServer, tuned: FineTunin
     assert all(own[f'jobs{{tenant="other",status="{status}"}}'] == count for status, count in statuses.items())
     assert own['jobs{tenant="other",status="running"}'] == 2 and own['jobs{tenant="other",status="paused"}'] == 1
     assert own['wait_seconds{tenant="other"}'] >= 1
+    assert own['bytes{tenant="other"}'] > 4 * data.stat().st_size
+    assert everybody['bytes{tenant="default"}'] > 4 * data.stat().st_size
     assert own['steps{tenant="other",kind="total"}'] == sum(step["total_steps"] for step in steps)  # type: ignore[index, misc]
     done = own['steps{tenant="other",kind="done"}']
     assert 6 <= done <= sum(step["step"] for step in steps)  # type: ignore[index, misc]
@@ -224,7 +232,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str | None]] = [
      "A format is not enforced", "method.reinforcement.response_format"),
     ({"method": {"type": "reinforcement"}}, 400, "needs `reinforcement.grader`", "method"),
     ({"hyperparameters": {"n_epochs": 0}}, 400, "hyperparameters.n_epochs", "hyperparameters.n_epochs"),
-    ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}}, 400, "both given", None),
+    ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}}, 400, "both given", "hyperparameters"),
 ]  # fmt: skip
 
 

@@ -106,6 +106,8 @@ def test_a_ladder_ignores_hyperparameters_and_needs_enough_rows(tuner: TuneServe
     with pytest.raises(openai.BadRequestError, match=r"few\.jsonl: only 10 examples") as refused:
         jobs.create(model="ladder", training_file=file)
     assert refused.value.param == "training_file" and "at least 50 different examples" in str(refused.value)
+    with pytest.raises(openai.BadRequestError, match="is the training file, whose answers a ladder knows"):
+        jobs.create(model="ladder", training_file=file, validation_file=file)
     (same := tmp_path / "same.jsonl").write_text(6 * (tmp_path / "few.jsonl").read_text("utf-8"), "utf-8")
     file = tuner.upload(same)
     failed = wait(tuner.client, jobs.create(model="ladder", training_file=file, method=method).id)

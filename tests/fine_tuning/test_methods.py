@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from pathlib import Path
@@ -135,8 +136,10 @@ def test_jobs_of_pairs_and_of_graders_end_in_a_model(tuner: TuneServer, tmp_path
     steps = [event for event in jobs.list_events(job.id) if event.type == "metrics"]
     name = {"dpo": "rewards/accuracies", "reinforcement": "reward"}[kind]
     assert steps and all(name in event.data for event in steps)  # type: ignore[operator]
-    learnt_nothing = kind == "reinforcement" and not any(event.data[name] for event in steps)  # type: ignore[index]
-    assert (NOTHING_LEARNT in [event.message for event in jobs.list_events(job.id)]) == learnt_nothing
+    assert (NOTHING_LEARNT in [event.message for event in jobs.list_events(job.id)]) == (not job.trained_tokens)
+    [head, *lines] = base64.b64decode(tuner.client.files.content(job.result_files[0]).read()).decode().splitlines()
+    assert head == f"step,train_loss,valid_loss,valid_mean_token_accuracy,{name}"
+    assert [float(line.split(",")[4]) for line in lines] == [event.data[name] for event in reversed(steps)]  # type: ignore[index]
     asked = {"messages": [{"role": "user", "content": "1+1"}], "max_tokens": 2}
     reply = tuner.client.chat.completions.create(model=job.fine_tuned_model or "", **asked)  # type: ignore[call-overload]
     assert reply.usage.completion_tokens

@@ -78,6 +78,10 @@ def test_a_checkpoint_is_called_by_its_name(tuner: TuneServer, tuned: FineTuning
         expected = in_process(folder.model(one.step_number).path)
         assert answers(tuner, one.fine_tuned_model_checkpoint, PROMPTS) == expected
     first, last = checkpoints[-1].fine_tuned_model_checkpoint, checkpoints[0].fine_tuned_model_checkpoint
+    assert tuner.client.models.retrieve(first).id == first
+    for client, name in ((tuner.other, first), (tuner.client, f"{first}0")):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
     assert answers(tuner, first, PROMPTS) != answers(tuner, last, PROMPTS)
     with pytest.raises(openai.NotFoundError):
         answers(tuner, first.rpartition("-")[0] + "-", PROMPTS)
@@ -280,6 +284,7 @@ def test_a_tuned_model_is_the_base_of_another(tuner: TuneServer, tmp_path: Path)
     assert answers(tuner, name, PROMPTS) == in_process(folder.model(last).path) != answers(tuner, BASE, PROMPTS)
     third = wait(tuner.client, tuner.create(tmp_path / "a.jsonl", model=name).id)
     assert third.status == "succeeded" and third.fine_tuned_model, third.error
+    assert JobFolder(tuner.folder / "jobs" / third.id).job().depth == 2
     with pytest.raises(openai.NotFoundError):
         jobs.create(model=model, **asked)
 

@@ -126,7 +126,7 @@ BAD = [
         ({**GUIDE, "calculate_output": formula}, "'calculate_output' is no formula")
         for formula in (
             "(name + mail) / 2", "name +", "", "name if email else 0", "name.real", "min(name, key=abs)", "__import__('os')", "pow(name, 2)",
-            "min()", "sqrt(name, email)", "name % 2", "'a' * 9", "min", "0.5 * 2",
+            "min()", "sqrt(name, email)", "name % 2", "name ** 2", "'a' * 9", "min", "0.5 * 2",
         )
     ),
     ({**GUIDE, "calculate_output": "name + " * 99 + "email"}, "calculate_output"),
@@ -138,6 +138,7 @@ def test_what_is_wrong_with_a_grader_is_named(grader: dict[str, Any], said: str)
     """Their nearest valid twins are graded below."""
     with pytest.raises(ConfigError) as refused:
         openai_task(Path("none.jsonl"), grader, where="method.grader")
+    assert "<unknown>" not in str(refused.value)
     assert refused.value.where == "method.grader" and said in refused.value.what
 
 

@@ -231,7 +231,7 @@ def compare_with_golden(model: str, golden: str, confidence: float, values: dict
     )
     note = expected_note(evaluation, problems, confidence)
     print("\n".join(filter(None, [agreement_table(evaluation, confidence).text(), note])))
-    if (differences := differences_table(evaluation)).rows:
+    if (differences := differences_table(evaluation, problems)).rows:
         print(differences.text())
     warn_if_trained_on(model, Path(golden))
     if file is not None:

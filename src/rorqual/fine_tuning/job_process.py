@@ -41,9 +41,10 @@ KEPT_MODELS = 3
 CSV_FIELDS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
 """The columns of OpenAI's result file but `train_accuracy`, which the training loop does not measure."""
 MORE_METRICS = {"reward", "rewards/accuracies"}
-"""Metrics of reinforcement and of DPO that an event has beside the loss."""
+"""Metrics of reinforcement and of DPO that an event and the result file have beside the loss."""
 NOTHING_LEARNT = (
-    "Every reply scored 0, so nothing was learnt. Train with 'supervised' first, or use a grader with partial scores."
+    "The samples of each prompt scored the same, so nothing was learnt. Train with 'supervised' first, or use a grader with partial "
+    "scores."
 )
 PROCESSES_FILE = "processes.jsonl"
 """A file of the job's folder, for the operator: a line for each process that began to train the job, with its server."""
@@ -160,11 +161,12 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
             shutil.rmtree(old, ignore_errors=True)
         if step < end:
             return None
-    if job.method.type == "reinforcement" and not any(event["data"].get("reward") for event in folder.steps()):
+    trained_tokens = sum(int(record["tokens"]) for record in folder.run.metrics())
+    if not trained_tokens:
         folder.add_event_once(NOTHING_LEARNT, "warn")
     write_atomic(folder.results_file, results_csv(folder))
     write_report(job, folder, epochs=len(plan.epoch_ends))
-    return Outcome(trained_tokens=sum(int(record["tokens"]) for record in folder.run.metrics()))
+    return Outcome(trained_tokens=trained_tokens)
 
 
 def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopped: Callable[[], bool]) -> int:
@@ -181,7 +183,7 @@ def _train_to(folder: JobFolder, plan: JobPlan, end: int, threads: int, is_stopp
             data = {"step": reached, "total_steps": plan.run.steps, "train_loss": record["loss"]}
             words = f"training loss={record['loss']:.2f}"
             for name in MORE_METRICS & record.keys():
-                data[name], words = record[name], f"{words}, {name.rpartition('/')[2]}={record[name]:.2f}"
+                data[name], words = record[name], f"{words}, {name.rpartition('/')[2]}={record[name]:.3g}"
             folder.add_event("info", f"Step {reached}/{plan.run.steps}: {words}", data)
 
     fit(
@@ -230,18 +232,16 @@ def results_csv(folder: JobFolder) -> bytes:
     """Return the result file: a CSV table with a row for each step. The validation columns are filled at checkpoints."""
     measured = {line["step_number"]: line["metrics"] for line in folder.checkpoint_lines()}
     text = io.StringIO()
-    table = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+    steps = [*folder.run.metrics()]
+    own = sorted({name for record in steps for name in MORE_METRICS & record.keys()})
+    valid = {name.removeprefix("full_") for metrics in measured.values() for name in metrics if name[:5] == "full_"}
+    more = [*own, *sorted(valid.difference(CSV_FIELDS))] if own else []  # supervised jobs have OpenAI's columns alone
+    table = csv.DictWriter(text, [*CSV_FIELDS, *more], lineterminator="\n", extrasaction="ignore")
     table.writeheader()
-    for record in folder.run.metrics():
-        metrics = measured.get(record["step"], {})
-        table.writerow(
-            {
-                "step": record["step"],
-                "train_loss": record["loss"],
-                "valid_loss": metrics.get("full_valid_loss"),
-                "valid_mean_token_accuracy": metrics.get("full_valid_mean_token_accuracy"),
-            }
-        )
+    for record in steps:
+        metrics = {name.removeprefix("full_"): value for name, value in measured.get(record["step"], {}).items()}
+        row = {"step": record["step"], "train_loss": record["loss"]}
+        table.writerow(row | {name: record[name] for name in own} | metrics)
     return text.getvalue().encode()
 
 

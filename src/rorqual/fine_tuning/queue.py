@@ -31,6 +31,7 @@ CHECKPOINT_SECONDS = 20.0
 TURN_SECONDS = 600.0
 """Seconds after which a running job lets the job of a tenant who has none running go first."""
 CONTINUED = "Fine-tuning job continues from its last checkpoint"
+PAUSED_MESSAGE = "Fine-tuning job paused"
 DISK_MESSAGE = "The job waits, because the disk is full. It is resumed when at least 256 MiB are free."
 
 
@@ -94,6 +95,11 @@ class JobQueue:
             say(f"job {job.id} cannot be saved yet: {error.what}")
         return job
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether as many jobs run as can run at the same time."""
+        return len(self._running) >= self.at_once
+
     def wake(self) -> None:
         """Look at the queue at once, because a job was added or resumed."""
         self._wake.set()
@@ -127,7 +133,7 @@ class JobQueue:
         Its process writes a checkpoint, and the job is queued again.
         """
         job, running = self._next_job(), [self.store.jobs[job_id] for job_id in self._running]
-        if job is None or len(running) < self.at_once or job.tenant in {one.tenant for one in running}:
+        if job is None or not self.is_busy or job.tenant in {one.tenant for one in running}:
             return
         longest = min(self._running, key=self._since.__getitem__)
         if time.monotonic() - self._since[longest] > TURN_SECONDS:
@@ -192,6 +198,8 @@ class JobQueue:
                 outcome = Outcome(error=JobError(code="server_error", message=problem))
         if outcome is None:
             self.update(job, status="queued")
+            if job.is_paused:
+                self.note(job, PAUSED_MESSAGE)
         elif outcome.error is not None:
             self.finish(job, "failed", outcome.error)
         else:

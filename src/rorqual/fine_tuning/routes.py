@@ -21,6 +21,7 @@ from starlette.types import Message
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.rows import read_rows
 from rorqual.fine_tuning.examples import GRADER, example_lengths, read_examples
+from rorqual.fine_tuning.queue import PAUSED_MESSAGE
 from rorqual.fine_tuning.schemas import WITHOUT_EFFECT, Hyperparameters, JobRequest, UploadFields
 from rorqual.fine_tuning.service import TuneService
 from rorqual.fine_tuning.store import CHECKPOINT, LADDER, Job, StoredFile, new_id
@@ -243,6 +244,11 @@ async def create_job(request: Request) -> JSONResponse:
     if not base and method.type != "supervised":
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
+    if not base and asked.validation_file == asked.training_file:
+        problem = (
+            "`validation_file` is the training file, whose answers a ladder knows. Give other rows, or leave it out."
+        )
+        raise bad_request(problem, "validation_file")
     await service.run_in_thread(tenant, partial(_check_examples, request, asked, base))
     await _make_place_for_job(service, tenant)
     fields = asked.model_dump(include={"model", "training_file", "validation_file", "metadata"})
@@ -264,6 +270,8 @@ async def create_job(request: Request) -> JSONResponse:
         if ignored := method.hyperparameters.given({*Hyperparameters.model_fields} if not base else WITHOUT_EFFECT):
             message = f"These hyperparameters have no effect here: {', '.join(ignored)}"
             service.store.folder(job.id).add_event("warn", message)
+        if service.queue.is_busy:
+            service.store.folder(job.id).add_event("info", "The job waits, because other jobs run")
     except (OSError, RorqualError) as error:
         raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
     service.queue.wake()
@@ -377,7 +385,8 @@ async def change_job(request: Request, job_id: str, action: str) -> JSONResponse
     else:
         if job.is_paused != (action == "pause"):
             job = queue.update(job, is_paused=action == "pause")
-            queue.note(job, "Fine-tuning job paused" if job.is_paused else "Fine-tuning job resumed")
+            stops = "The job pauses as soon as its step has ended" if job.status == "running" else PAUSED_MESSAGE
+            queue.note(job, stops if job.is_paused else "Fine-tuning job resumed")
         if job.is_paused:
             await queue.stop_job(job, at_once=False)
             await asyncio.sleep(0)  # the end of the process is recorded first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Auto = Literal["auto"]
 Epochs = Auto | Annotated[int, Field(ge=1, le=50)]
@@ -135,11 +135,12 @@ class JobRequest(TuneSchema):
     hyperparameters: Hyperparameters | None = None
     integrations: Annotated[list[Any] | None, AfterValidator(_refuse_integrations)] = None
 
-    @model_validator(mode="after")
-    def _check_method(self) -> JobRequest:
-        if self.method is not None and self.hyperparameters is not None:
+    @field_validator("hyperparameters")
+    @classmethod
+    def _check_method(cls, value: Hyperparameters | None, info: ValidationInfo) -> Hyperparameters | None:
+        if value is not None and info.data.get("method") is not None:
             raise ValueError("`hyperparameters` and `method` are both given. Leave `hyperparameters` out")
-        return self
+        return value
 
     def chosen_method(self) -> Method:
         """Return the method of the job, which is `supervised` by default."""

@@ -218,7 +218,12 @@ class TuneService(ModelService):
             if job.status == "running" and (done := self.store.folder(job.id).steps()):
                 steps[f'{{{tenant},kind="done"}}'] += done[-1]["data"]["step"]
                 steps[f'{{{tenant},kind="total"}}'] += done[-1]["data"]["total_steps"]
+        owners = {one.tenant for one in [*self.store.files.values()]} | {
+            one.tenant for one in [*self.store.jobs.values()]
+        }
+        sizes = {f'{{tenant="{one}"}}': self.store.bytes_of(one) for one in owners if only in (None, one)}
         return [
+            ("tune_bytes", "gauge", "Bytes of files, jobs and models, by tenant.", Counter(sizes)),
             ("tune_jobs", "gauge", "Fine-tuning jobs, by tenant and status.", counts),
             ("tune_wait_seconds", "gauge", "Seconds that the oldest job has waited for its start, by tenant.", waits),
             ("tune_steps", "gauge", "Steps of the running jobs, by tenant and kind.", steps),
@@ -238,3 +243,9 @@ class TuneService(ModelService):
             if run and name not in (ALL, self.name)
         ]
         return [own, *bases, *tuned]
+
+    def model_card(self, name: str, tenant: str) -> dict[str, Any]:
+        head = name.partition(CHECKPOINT)[0]
+        job = self.tuned_job(head, tenant)
+        is_checkpoint = job is not None and head != name and self._tuned_run(job, name) is not None
+        return super().model_card(head if is_checkpoint else name, tenant) | {"id": name}

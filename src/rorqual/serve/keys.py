@@ -103,7 +103,7 @@ class ApiKeys:
             raise ConfigError(
                 f"'{tenant[:NAME_LENGTH]}' is not a valid tenant name",
                 where="tenant",
-                remedy=f"Use at most {NAME_LENGTH} letters, digits and _, starting with a letter or _.",
+                remedy=f"Use at most {NAME_LENGTH} letters, digits and _, starting with a letter or _; start once for each tenant.",
             ) from None
         if tenant in self.tenants.values():
             return None

@@ -104,6 +104,13 @@ class Service(ABC):
         card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "rorqual"}
         return [card | self.model_details()]
 
+    def model_card(self, name: str, tenant: str) -> dict[str, Any]:
+        """Return the description of a model. Raises ApiError with status 404 if the tenant has no model called `name`."""
+        cards = [card for card in self.model_cards(tenant) if card["id"] == name]
+        if not cards:
+            raise self.unknown_model_error(name)
+        return cards[0]
+
     @abstractmethod
     def model_details(self) -> dict[str, Any]:
         """Return the fields that describe the model in `/v1/models` and that OpenAI's API does not have."""

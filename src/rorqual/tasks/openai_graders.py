@@ -146,7 +146,8 @@ def evaluate_formula(node: ast.expr, scores: Mapping[str, float]) -> float:
 def _refuse(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, Mapping) else value
     if isinstance(kind, str) and kind in REFUSED:
-        raise ValueError(f"'{kind}' is not offered, because {REFUSED[kind]}. Use string_check or text_similarity.")
+        offered = "string_check or text_similarity" if isinstance(value, Mapping) else "fuzzy_match or rouge_l"
+        raise ValueError(f"'{kind}' is not offered, because {REFUSED[kind]}. Use {offered}.")
     return value
 
 
@@ -219,12 +220,15 @@ class Multi(Config):
     @model_validator(mode="after")
     def _check_formula(self) -> Multi:
         try:
+            if "**" in self.calculate_output:
+                raise SyntaxError("'**' is not offered. Use ^.")
             names = {node.id for node in ast.walk(self._formula) if isinstance(node, ast.Name)}
             if not names & self.graders.keys():
                 raise SyntaxError(f"it has no score. Use at least one of the names {', '.join(self.graders)}.")
             self.evaluate(dict.fromkeys(self.graders, 0.5))
         except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise ValueError(f"'calculate_output' is no formula: {error}") from None
+            told = error.msg if isinstance(error, SyntaxError) else error
+            raise ValueError(f"'calculate_output' is no formula: {told}") from None
         except (ArithmeticError, ValueError):  # other scores may have a value
             pass
         return self

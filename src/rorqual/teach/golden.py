@@ -24,7 +24,7 @@ from rorqual.teach.answerer import Answerer
 from rorqual.teach.contract import abstention, prompt_of_conversation
 from rorqual.teach.examples import Example, answer_kind, is_json, truncate
 
-SHOWN, WIDTH = 10, 80
+SHOWN, WIDTH = 10, 60
 """Maximum number of different answers that are shown, and of characters of each."""
 
 
@@ -101,15 +101,18 @@ def agreement_table(evaluation: Evaluation, confidence: float) -> Table:
     )
 
 
-def differences_table(evaluation: Evaluation) -> Table:
-    """Return the first rows in which the answers differ."""
-    rows = [
-        [one.key, *(truncate(" ".join(text.split()), WIDTH) for text in (one.answer, one.reply))]
-        for one in evaluation.samples
+def differences_table(evaluation: Evaluation, problems: Sequence[Problem]) -> Table:
+    """Return the first rows in which the answers differ, with the right answer, if one is known."""
+    differ = [
+        (one.key, problem.prompt, one.answer, one.reply, problem.meta["expected"])
+        for problem, one in zip(problems, evaluation.samples, strict=True)
         if one.verdict is Verdict.WRONG
     ]
+    columns = 5 if any(row[-1] for row in differ) else 4
+    rows = [[truncate(" ".join(text.split()), WIDTH) for text in row[:columns]] for row in differ]
     title = f"the first {min(SHOWN, len(rows))} of {len(rows):,} answers that differ"
-    return Table(title=title, heads=["row", "golden answer", "answer"], rows=rows[:SHOWN], text_columns=3)
+    heads = ["row", "prompt", "golden answer", "answer", "expected"][:columns]
+    return Table(title=title, heads=heads, rows=rows[:SHOWN], text_columns=columns)
 
 
 def expected_note(evaluation: Evaluation, problems: Sequence[Problem], confidence: float) -> str:

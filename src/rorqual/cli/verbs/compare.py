@@ -41,7 +41,8 @@ def compare(
     verdict. Arguments after B without = are further models to compare with A.
 
     `rorqual compare RUN golden=FILE` holds one model (a run, a folder of rorqual teach, or a server) against the kept answers of another:
-    each line of FILE is a conversation that ends with the old answer. After an interruption, the same command resumes.
+    each line of FILE is a conversation that ends with the old answer. Settings of `rorqual eval`, such as model= and max_tokens=, apply.
+    After an interruption, the same command resumes.
     """
     given = [before, after, *(settings or ())]
     if any(word.startswith("golden=") for word in given):

@@ -23,10 +23,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     """Return the description of a model, or a 404 error if the tenant has no model called `name`."""
     service: Service = request.app.state.service
-    cards = {card["id"]: card for card in service.model_cards(request.state.tenant)}
-    if name not in cards:
-        raise service.unknown_model_error(name)
-    return JSONResponse(cards[name])
+    return JSONResponse(service.model_card(name, request.state.tenant))
 
 
 @router.get("/health")

@@ -289,15 +289,22 @@ def test_a_tuned_model_is_the_base_of_another(tuner: TuneServer, tmp_path: Path)
         jobs.create(model=model, **asked)
 
 
-def test_the_model_of_a_tuned_base_is_one_adapter_with_the_weights_of_the_chain(base: Path, tmp_path: Path) -> None:
-    folders = []
+@pytest.mark.parametrize("serves_adapter", [False, True])
+def test_the_model_of_a_tuned_base_is_one_adapter_with_the_weights_of_the_chain(
+    base: Path, tuner: TuneServer, tuned: FineTuningJob, tmp_path: Path, serves_adapter: bool
+) -> None:
+    """Also if the served run is an adapter itself."""
+    folders = list[JobFolder]()
+    if serves_adapter:
+        base = sorted(JobFolder(tuner.folder / "jobs" / tuned.id).models.iterdir())[-1]
     for depth, place in enumerate(("first", "second", "third")):
         (tmp_path / place).mkdir()
-        start = folders[-1].model(folders[-1].checkpoints()[-1]["step_number"]).path if folders else base
         settings = {"hyperparameters": {"n_epochs": 1, "learning_rate_multiplier": 10.0}}
-        folder = job_folder(
-            start, tmp_path / place, settings=settings, model="ft:tiny:a::b", depth=depth, validation_file="file-b"
-        )
+        more = {"model": "ft:tiny:1:a::b", "depth": depth, "validation_file": "file-b"}
+        folder = job_folder(base, tmp_path / place, settings=settings, **more)
+        if folders:
+            shutil.copytree(folders[-1].model(folders[-1].checkpoints()[-1]["step_number"]).path, folder.base)
+            assert folder.job().model_name == "ft:tiny:1:a::ftjob-a"
         sums(folder.training_data, first=4 * depth, rows=4)
         sums(folder.validation_data, first=50, rows=4)
         assert train_job(folder, 1, lambda: False) is not None
@@ -339,6 +346,8 @@ def test_a_model_of_another_base_is_refused_without_a_path(
         with pytest.raises(openai.UnprocessableEntityError, match="Was it trained from another base") as refused:
             answers(server, tuned.fine_tuned_model or "", PROMPTS[:1])
         assert refused.value.param == "model" and str(tmp_path) not in str(refused.value)
+        with pytest.raises(openai.BadRequestError, match="tuned from another run than the served one"):
+            server.create(sums(tmp_path / "a.jsonl"), model=tuned.fine_tuned_model)
         assert "trained on other weights than the engine's" in server.server.log.read_text(encoding="utf-8")
 
 

@@ -241,6 +241,8 @@ def test_advantages_of_a_group() -> None:
     assert plain.tolist() == [0.5, -0.5, 0.0, 0.0]
     assert np.allclose(group_advantages(rewards, graded, std=True), plain / np.std([1.0, 0.0, 0.5]))
     assert group_advantages([1.0, 1.0], [True, True], std=True).tolist() == [0.0, 0.0]
+    for std in (False, True):  # the mean of seven times 0.7 is another number
+        assert group_advantages([0.7] * 7, [True] * 7, std=std).tolist() == [0.0] * 7
 
 
 # ---- the sampler's kept sets

@@ -147,7 +147,7 @@ def train_job(folder: JobFolder, threads: int, is_stopped: Callable[[], bool]) -
     folder.add_event_once(f"Files validated. Epochs: {len(plan.epoch_ends)}, steps: {plan.run.steps}")
     done = {line["step_number"] for line in folder.checkpoint_lines()}
     if 0 not in done:
-        _add_checkpoint(folder, 0, measure(RunDir(Path(job.base))))
+        _add_checkpoint(folder, 0, measure(folder.start(job)))
     for end in plan.epoch_ends:
         if end in done:
             continue

@@ -63,6 +63,8 @@ class JobQueue:
         for job in list(self.store.jobs.values()):
             if job.status == "running":
                 self.update(job, status="queued")
+                if job.is_paused:
+                    self.note(job, PAUSED_MESSAGE)
         try:
             while True:
                 for job_id in list(self._unsaved):

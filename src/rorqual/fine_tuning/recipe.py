@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pydantic import Field
 
 from rorqual.core.config import Config, Count
-from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
@@ -62,14 +60,15 @@ def value_or(given: Auto | float, auto: float) -> float:
 
 def plan_job(job: Job, folder: JobFolder) -> JobPlan:
     """Return the plan of a job. Raises DataError, which names file and line, if the training file is invalid."""
-    base = RunDir(Path(job.base))
+    base = folder.start(job)
     context = read_model_config(base).max_position_embeddings
     chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
     plan = {"supervised": _supervised_plan, "dpo": _preference_plan, "reinforcement": _reinforcement_plan}
-    return plan[job.method.type](job, folder.training_data.absolute(), chat, context)
+    return plan[job.method.type](job, folder, chat, context)
 
 
-def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+def _supervised_plan(job: Job, folder: JobFolder, chat: ChatFormat, context: int) -> JobPlan:
+    data = folder.training_data.absolute()
     chosen = job.method.hyperparameters
     lengths = [*example_lengths(job.method, data, chat, context)]
     update_tokens = value_or(chosen.batch_size, 0) * fmean(lengths) or STEP_TOKENS
@@ -82,7 +81,7 @@ def _supervised_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
     ends = tuple(dict.fromkeys(stream.steps_for_epochs(epoch) for epoch in range(1, epochs + 1)))
     run = sft(
         data=source.data,
-        start=job.base,
+        start=str(folder.start(job).path),
         steps=ends[-1],
         rows=rows,
         row=row,
@@ -105,7 +104,8 @@ def _stream(source: ConversationsConfig, chat: ChatFormat, seed: int) -> Convers
     return built.stream
 
 
-def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+def _preference_plan(job: Job, folder: JobFolder, chat: ChatFormat, context: int) -> JobPlan:
+    data = folder.training_data.absolute()
     chosen = job.method.hyperparameters
     assert isinstance(chosen, DPOHyperparameters)
     pairs = len([*example_lengths(job.method, data, chat, context)]) // 2
@@ -113,7 +113,7 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
     ends = _epoch_ends(pairs, batch, epochs := int(value_or(chosen.n_epochs, FEWEST_EPOCHS)))
     run = dpo(
         data=str(data),
-        start=job.base,
+        start=str(folder.start(job).path),
         beta=value_or(chosen.beta, BETA),
         steps=ends[-1],
         pairs=batch,
@@ -125,7 +125,8 @@ def _preference_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> Jo
     return JobPlan(run=_adapted(run, batch), epoch_ends=ends, hyperparameters=shown)
 
 
-def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) -> JobPlan:
+def _reinforcement_plan(job: Job, folder: JobFolder, chat: ChatFormat, context: int) -> JobPlan:
+    data = folder.training_data.absolute()
     settings, chosen = job.method.reinforcement, job.method.hyperparameters
     assert settings is not None and isinstance(chosen, ReinforcementHyperparameters)
     lengths = [*example_lengths(job.method, data, chat, context)]
@@ -136,7 +137,7 @@ def _reinforcement_plan(job: Job, data: Path, chat: ChatFormat, context: int) ->
         task="openai",
         data=str(data),
         options={"grader": settings.grader},
-        start=job.base,
+        start=str(folder.start(job).path),
         steps=ends[-1],
         problems=batch,
         samples=max(2, round(SAMPLES * value_or(chosen.compute_multiplier, 1.0))),

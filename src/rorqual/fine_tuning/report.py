@@ -31,7 +31,7 @@ def write_report(job: Job, folder: JobFolder, *, epochs: int) -> None:
     ]
     table = Table(title="models", heads=("name", "step", *names), rows=rows)
     facts = [
-        ("base model", job.model if job.depth else Path(job.base).name, f"asked for as {job.model}"),
+        ("base model", Path(job.base).name, f"asked for as {job.model}"),
         ("method", job.method.type, ""),
         ("steps", f"{len(steps):,}", f"{epochs} epoch{'s' * (epochs > 1)}"),
         ("trained tokens", f"{sum(int(one['tokens']) for one in steps):,}", ""),

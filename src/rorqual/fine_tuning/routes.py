@@ -236,7 +236,7 @@ async def create_job(request: Request) -> JSONResponse:
     service, tenant = _service(request), request.state.tenant
     async with read_body(request, service.max_body, service.bodies, tenant) as parts:
         asked = validated(JobRequest, parse_body(b"".join(parts)))
-    base, depth = service.base_of(asked.model, tenant)
+    base, start, depth = service.base_of(asked.model, tenant)
     for param in ("training_file", "validation_file"):
         if (file_id := getattr(asked, param)) is not None and _file(request, file_id, param).purpose != "fine-tune":
             raise bad_request(f"`{param}` is a result file. Give a file of the purpose 'fine-tune'.", param)
@@ -264,16 +264,17 @@ async def create_job(request: Request) -> JSONResponse:
         **fields,
     )
     try:
-        job = service.store.add_job(job)
+        service.store.add_job(job, start)
         if not base and asked.model != LADDER:
             service.store.folder(job.id).add_event("info", f"The base '{asked.model}' is the ladder here")
         if ignored := method.hyperparameters.given({*Hyperparameters.model_fields} if not base else WITHOUT_EFFECT):
             message = f"These hyperparameters have no effect here: {', '.join(ignored)}"
             service.store.folder(job.id).add_event("warn", message)
-        if service.queue.is_busy:
-            service.store.folder(job.id).add_event("info", "The job waits, because other jobs run")
     except (OSError, RorqualError) as error:
-        raise ApiError(507, f"The job cannot be stored: {error}. Try again later.", code="no_space") from None
+        problem = service.store.with_file_names(job, f"The job cannot be stored: {error}. Try again later.")
+        raise ApiError(507, problem, code="no_space") from None
+    if service.queue.is_busy:
+        service.queue.note(job, "The job waits, because other jobs run")
     service.queue.wake()
     return JSONResponse((await _shown(request, job))[0])
 

@@ -128,17 +128,20 @@ class TuneService(ModelService):
         for models in (folder.models, folder.taught) if job.is_deleted else (folder.model(int(step)).path,):
             shutil.rmtree(models, ignore_errors=True)
 
-    def base_of(self, name: str, tenant: str) -> tuple[str, int]:
-        """Return the folder of the base model that clients call `name`, or "" for the ladder, and its `Job.depth`. The base may be a
-        tuned model of the tenant, or one of its checkpoints. Raises ApiError if it is not offered."""
+    def base_of(self, name: str, tenant: str) -> tuple[str, Path | None, int]:
+        """Return `Job.base` for the base model that clients call `name`, the folder of the tuned model if it is one, and `Job.depth`.
+
+        The base may be a tuned model of the tenant, or one of its checkpoints. Raises ApiError if it is not offered.
+        """
         job = self.tuned_job(name.partition(CHECKPOINT)[0], tenant)
-        if job is not None and (run := self._tuned_run(job, name)) is not None:
-            if job.depth < MOST_DEPTH:
-                return str(run.path), job.depth + 1
-            problem = f"`model` is {describe_value(name)}, the last of {job.depth + 1} models that were tuned one after another"
-            raise bad_request(f"{problem}. Start from an earlier one.", "model", "unsupported_value")
-        tuned = name.startswith("ft:") or CHECKPOINT in name
-        base = None if tuned else self.bases.get(name, self.bases.get(ALL))
+        if job is not None and job.has_model and (run := self._tuned_run(job, name)) is not None:
+            if job.base == self.bases[self.name] and job.depth < MOST_DEPTH:
+                return job.base, run.path, job.depth + 1
+            older = f"the last of {job.depth + 1} models that were tuned one after another. Start from an earlier one"
+            reason = older if job.depth >= MOST_DEPTH else "which was tuned from another run than the served one"
+            raise bad_request(f"`model` is {describe_value(name)}, {reason}.", "model", "unsupported_value")
+        other = None if name.startswith("ft:") or CHECKPOINT in name else self.bases.get(ALL)
+        base = self.bases.get(name, other)
         if base is None:
             problem = f"`model` is {describe_value(name)}, which is not offered for fine-tuning"
             remedy = f"Use one of: {', '.join(self.bases)}, or a tuned model that is not a ladder."
@@ -148,7 +151,7 @@ class TuneService(ModelService):
                 param="model",
                 code="model_not_found",
             )
-        return base, 0
+        return base, None, 0
 
     def _tuned_run(self, job: Job, name: str) -> RunDir | None:
         """Return the run of a job's model, or of one of its checkpoints, by its name, or None if there is none."""
@@ -230,12 +233,8 @@ class TuneService(ModelService):
         ]
 
     def model_cards(self, tenant: str) -> list[dict[str, Any]]:
-        tuned = [
-            {"id": job.model_name, "object": "model", "created": job.finished_at, "owned_by": tenant}
-            | ({"root": self.name, "max_model_len": self.bridge.info.max_len} if job.base else {"root": LADDER})
-            for job in [*self.store.jobs.values()]
-            if job.tenant == tenant and job.has_model
-        ]
+        own_jobs = (job for job in [*self.store.jobs.values()] if job.tenant == tenant and job.has_model)
+        tuned = [self._tuned_card(job, job.model_name) for job in own_jobs]
         [own] = super().model_cards(tenant)
         bases = [
             own | {"id": name, "root": self.name}
@@ -245,7 +244,11 @@ class TuneService(ModelService):
         return [own, *bases, *tuned]
 
     def model_card(self, name: str, tenant: str) -> dict[str, Any]:
-        head = name.partition(CHECKPOINT)[0]
-        job = self.tuned_job(head, tenant)
-        is_checkpoint = job is not None and head != name and self._tuned_run(job, name) is not None
-        return super().model_card(head if is_checkpoint else name, tenant) | {"id": name}
+        job = self.tuned_job(name.partition(CHECKPOINT)[0], tenant)
+        is_checkpoint = job is not None and CHECKPOINT in name and self._tuned_run(job, name) is not None
+        return self._tuned_card(job, name) if job is not None and is_checkpoint else super().model_card(name, tenant)
+
+    def _tuned_card(self, job: Job, name: str) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": job.finished_at or job.created_at, "owned_by": job.tenant}
+        more = {"root": self.name, "max_model_len": self.bridge.info.max_len} if job.base else {"root": LADDER}
+        return card | more

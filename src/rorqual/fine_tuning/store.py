@@ -79,9 +79,9 @@ class Outcome(Config):
 class Job(Config):
     """A fine-tuning job. Times are Unix times in seconds.
 
-    - `base`: folder of the run that is tuned, or "" for the ladder of `rorqual teach` without a language model. `model`: the name
+    - `base`: folder of the run that the server serves, or "" for the ladder of `rorqual teach` without a language model. `model`: the name
       of the base in the request.
-    - `depth`: how many tuned models the base was trained from, one after another. Such a base is linked into the job's folder.
+    - `depth`: how many tuned models the base was trained from, one after another. `JobFolder.start` is the last.
     - `is_paused`: whether the client paused the job. OpenAI's API has no such status, so a paused job is shown as queued.
     - `is_deleted`: whether the client deleted the tuned model.
     """
@@ -115,7 +115,7 @@ class Job(Config):
     @property
     def model_name(self) -> str:
         """The name of the tuned model: `ft:BASE:TENANT:SUFFIX:ID`. `BASE` is the first base's name."""
-        base = self.model.split(":")[1] if self.depth else self.model
+        base = self.model.partition(CHECKPOINT)[0][3:].rsplit(":", 3)[0] if self.depth else self.model
         return f"ft:{base}:{self.tenant}:{self.suffix}:{self.id[-8:]}"
 
     @property
@@ -193,6 +193,10 @@ class JobFolder:
     def taught(self) -> Path:
         """The folder of `rorqual teach`, if the job has no base model."""
         return self.path / "taught"
+
+    def start(self, job: Job) -> RunDir:
+        """Return the run from which the training of the folder's job starts."""
+        return RunDir(self.base if job.depth else Path(job.base))
 
     def model(self, step: int) -> RunDir:
         """Return the folder of the model after `step`: a run with one checkpoint."""
@@ -389,21 +393,21 @@ class TuneStore:
         (self.folder(job_id).path / "job.json").unlink(missing_ok=True)  # first, so that a kill leaves no half a job
         shutil.rmtree(self.folder(job_id).path, ignore_errors=True)
 
-    def add_job(self, job: Job) -> Job:
-        """Create the folder of a job, with links of its files, and return the job. Raises OSError or RorqualError if the disk is full."""
+    def add_job(self, job: Job, start: Path | None = None) -> None:
+        """Create the folder of a job, with links of its files and of the tuned model `start`, if that is its base.
+
+        Raises OSError or RorqualError if the disk is full."""
         folder = self.folder(job.id)
         folder.path.mkdir(parents=True)
         try:
             os.link(self.content(job.training_file), folder.training_data)
             if job.validation_file is not None:
                 os.link(self.content(job.validation_file), folder.validation_data)
-            if job.depth:
-                shutil.copytree(job.base, folder.base, copy_function=os.link)
-                job = job.model_copy(update={"base": str(folder.base)})
+            if start is not None:
+                shutil.copytree(start, folder.base, copy_function=os.link)
             folder.add_event("info", f"Created fine-tuning job: {job.id}")
             folder.save(job)
         except BaseException:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
         self.jobs[job.id] = job
-        return job

@@ -53,7 +53,7 @@ def validation_metrics(job: Job, folder: JobFolder, run: Run, threads: int) -> C
     """
     if job.validation_file is None:
         return lambda trained: {}
-    base, data = RunDir(Path(job.base)), folder.validation_data.absolute()
+    base, data = folder.start(job), folder.validation_data.absolute()
     chat = load_chat(base, Tokenizer.load(base.tokenizer_file))
     context = read_model_config(base).max_position_embeddings
     lengths = [*example_lengths(job.method, data, chat, context)]

@@ -267,8 +267,8 @@ MUTANTS = (
         "a tuned base is used where its user deletes it",
         ISSUE,
         "fine_tuning/store.py",
-        '                job = job.model_copy(update={"base": str(folder.base)})\n',
-        "",
+        "shutil.copytree(start, folder.base, copy_function=os.link)",
+        "folder.base.symlink_to(start)",
         "tests/fine_tuning/test_tuned_models.py::test_a_tuned_model_is_the_base_of_another",
     ),
     one(

@@ -40,8 +40,8 @@ def compare(
     A-0,A-1 B-0,B-1. The table then has a bootstrap interval over seeds and problems, Student's t interval over the seeds, and a
     verdict. Arguments after B without = are further models to compare with A.
 
-    `rorqual compare RUN golden=FILE` holds one model (a run, a folder of rorqual teach, or a server) against the kept answers of another:
-    each line of FILE is a conversation that ends with the old answer. Settings of `rorqual eval`, such as model= and max_tokens=, apply.
+    `rorqual compare RUN golden=FILE` compares one model (a run, a folder of rorqual teach, or a server) with kept answers of another.
+    Each line of FILE is a conversation that ends with the old answer. Settings of `rorqual eval`, such as model= and max_tokens=, apply.
     After an interruption, the same command resumes.
     """
     given = [before, after, *(settings or ())]

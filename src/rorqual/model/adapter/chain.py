@@ -1,4 +1,4 @@
-"""A chain of LoRA adapters, each trained on the one before, as one adapter of the complete base model."""
+"""A LoRA adapter that was trained on another one, as one adapter of the other's base."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rorqual.model.adapter.lora import LoRA
 
 
 def joined_adapter(checkpoint: Path) -> dict[str, bytes]:
-    """Return the contents of the files of one LoRA adapter that equals the chain that ends in `checkpoint`, by file name.
+    """Return the contents of the files of one LoRA adapter that equals the adapter `checkpoint` and its base, also an adapter, by file
+    name. Both must have the same targets.
 
-    W + s1 B1 A1 + s2 B2 A2 = W + [s1 B1, s2 B2] [A1; A2], so the rank is the sum of the ranks. All adapters of the chain must have the
-    same targets.
+    W + s1 B1 A1 + s2 B2 A2 = W + [s1 B1, s2 B2] [A1; A2], so the rank is the sum of the ranks.
     """
-    _, adapters = find_base_and_adapters(checkpoint)
+    adapters = find_base_and_adapters(checkpoint)[1][-2:]
     tunes = [one.info.tune for one in adapters if isinstance(one.info.tune, LoRA)]
     tensors = [load_file(one.folder / ADAPTER_FILE) for one in adapters]
     joined = {}

@@ -30,6 +30,8 @@ def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: b
     if is_graded.any():
         advantages[is_graded] = values[is_graded] - values[is_graded].mean()
         deviation = values[is_graded].std()
-        if std and deviation > 0:
+        if np.ptp(values[is_graded]) == 0:  # the mean of equal rewards is rounded
+            advantages[:] = 0
+        elif std and deviation > 0:
             advantages[is_graded] /= deviation
     return advantages

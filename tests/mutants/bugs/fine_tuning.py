@@ -272,6 +272,14 @@ MUTANTS = (
         "tests/fine_tuning/test_tuned_models.py::test_a_tuned_model_is_the_base_of_another",
     ),
     one(
+        "an adapter of a chain is joined with the served run's own",
+        ISSUE,
+        "model/adapter/chain.py",
+        "find_base_and_adapters(checkpoint)[1][-2:]",
+        "find_base_and_adapters(checkpoint)[1]",
+        "tests/fine_tuning/test_tuned_models.py::test_the_model_of_a_tuned_base_is_one_adapter_with_the_weights_of_the_chain",
+    ),
+    one(
         "chains of tuned models have no end",
         ISSUE,
         "fine_tuning/routes.py",

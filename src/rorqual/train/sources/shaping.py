@@ -27,11 +27,8 @@ def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: b
     """
     values, is_graded = np.asarray(rewards, dtype=np.float64), np.asarray(graded, dtype=bool)
     advantages = np.zeros(len(values))
-    if is_graded.any():
+    if is_graded.any() and np.ptp(values[is_graded]):  # the mean of equal rewards may be rounded
         advantages[is_graded] = values[is_graded] - values[is_graded].mean()
-        deviation = values[is_graded].std()
-        if np.ptp(values[is_graded]) == 0:  # the mean of equal rewards is rounded
-            advantages[:] = 0
-        elif std and deviation > 0:
-            advantages[is_graded] /= deviation
+        if std:
+            advantages[is_graded] /= values[is_graded].std()
     return advantages

@@ -9,7 +9,7 @@
 
 #include "step.h"
 
-enum { MOST_THREADS = 256, SPINS = 20000, ROUND = 65536 };
+enum { MOST_THREADS = 256, SPINS = 20000, PARTS = 10, ROUND = 20, FIELD = 1023 };
 
 static struct {
   pthread_mutex_t in_use; /* held by the thread whose work is shared */
@@ -19,9 +19,8 @@ static struct {
   void *arg;
   int64_t started; /* threads, without the caller's */
   pid_t process;   /* that started them; a fork has none */
-  int64_t seen[MOST_THREADS]; /* the round before each thread's first one */
-  _Atomic int64_t round; /* its number times 65,536, plus its parts, so that a thread reads both at once */
-  _Atomic int64_t running;
+  _Atomic int64_t round; /* its number << ROUND, plus its parts << PARTS, plus the next part that nobody has taken */
+  _Atomic int64_t unfinished; /* parts */
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static void pause_briefly(void) {
@@ -30,26 +29,34 @@ static void pause_briefly(void) {
 #endif
 }
 
-static void *serve(void *arg) {
-  const int64_t part = (int64_t)arg;
-  for (int64_t seen = pool.seen[part];;) {
-    for (int spins = 0; atomic_load(&pool.round) == seen && spins < SPINS; spins++) pause_briefly();
-    if (atomic_load(&pool.round) == seen) {
-      pthread_mutex_lock(&pool.sleep);
-      while (atomic_load(&pool.round) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
-      pthread_mutex_unlock(&pool.sleep);
-    }
-    seen = atomic_load(&pool.round);
-    const int64_t parts = seen % ROUND;
-    if (part < parts) { /* a thread without a part is not waited for, so it must read nothing else */
+/* Take and run parts until none is left, and return the number of the round. A thread that another program keeps from running takes
+   no part, so nobody waits for it. */
+static int64_t take_parts(void) {
+  for (;;) {
+    int64_t round = atomic_load(&pool.round);
+    const int64_t parts = round >> PARTS & FIELD, part = round & FIELD;
+    if (part >= parts) return round >> ROUND;
+    if (atomic_compare_exchange_weak(&pool.round, &round, round + 1)) {
       pool.work(pool.arg, part, parts);
-      atomic_fetch_sub(&pool.running, 1);
+      atomic_fetch_sub(&pool.unfinished, 1);
+    }
+  }
+}
+
+static void *serve(void *arg) {
+  (void)arg;
+  for (int64_t seen = take_parts();; seen = take_parts()) {
+    for (int spins = 0; atomic_load(&pool.round) >> ROUND == seen && spins < SPINS; spins++) pause_briefly();
+    if (atomic_load(&pool.round) >> ROUND == seen) {
+      pthread_mutex_lock(&pool.sleep);
+      while (atomic_load(&pool.round) >> ROUND == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+      pthread_mutex_unlock(&pool.sleep);
     }
   }
   return NULL;
 }
 
-/* Start the threads of parts 1 to `parts` - 1, and return whether they run. */
+/* Start threads until `parts` can run at once, and return whether they run. */
 static int start(int64_t parts) {
   if (pool.process != getpid()) {
     pool.process = getpid(), pool.started = 0;
@@ -58,8 +65,7 @@ static int start(int64_t parts) {
   }
   for (; pool.started < parts - 1; pool.started++) {
     pthread_t thread;
-    pool.seen[pool.started + 1] = atomic_load(&pool.round);
-    if (pthread_create(&thread, NULL, serve, (void *)(pool.started + 1))) return 0;
+    if (pthread_create(&thread, NULL, serve, NULL)) return 0;
     pthread_detach(thread);
   }
   return 1;
@@ -75,13 +81,14 @@ void run_parts(void (*work)(void *, int64_t, int64_t), void *arg, int64_t parts)
     for (int64_t part = 0; part < parts; part++) work(arg, part, parts);
   } else {
     pool.work = work, pool.arg = arg;
-    atomic_store(&pool.running, parts - 1);
+    atomic_store(&pool.unfinished, parts);
     pthread_mutex_lock(&pool.sleep);
-    atomic_store(&pool.round, (atomic_load(&pool.round) / ROUND + 1) * ROUND + parts);
+    atomic_store(&pool.round, ((atomic_load(&pool.round) >> ROUND) + 1) << ROUND | parts << PARTS);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.sleep);
-    work(arg, 0, parts);
-    for (int spins = 0; atomic_load(&pool.running) > 0; spins++) spins < SPINS ? pause_briefly() : (void)sched_yield();
+    take_parts();
+    for (int spins = 0; atomic_load(&pool.unfinished) > 0; spins++)
+      spins < SPINS ? pause_briefly() : (void)sched_yield();
   }
   pthread_mutex_unlock(&pool.in_use);
 }

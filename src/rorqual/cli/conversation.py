@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rorqual.cli.machine import available_cores
-from rorqual.cli.settings import LiveSettings, refuse_ineffective_settings
+from rorqual.cli.settings import EngineSettings, refuse_ineffective_settings
 from rorqual.cli.terminal import Terminal, read_input_lines
 from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.errors import DataError
@@ -27,7 +27,7 @@ ROOM = 8
 """Number of context tokens that are reserved for the reply."""
 
 
-class ChatSettings(LiveSettings):
+class ChatSettings(EngineSettings):
     """Settings of `rorqual chat`."""
 
     thinking: Thinking = Field("auto", description="whether the model thinks")

@@ -48,12 +48,6 @@ class EngineSettings(DeviceSettings):
     dtype: Literal["float32", "bfloat16", "int8"] = Field(  # type: ignore[assignment]  # one type more
         "float32", description="type of the weights; int8 needs backend=native"
     )
-    backend: str = Field("torch-invariant", description="torch-invariant, native, torch or ./mine.py:Class")
-
-
-class LiveSettings(EngineSettings):
-    """Settings of commands whose answers are read as they come. Their backend is the fastest one that keeps the same bits."""
-
     backend: str = Field(
         "auto", description="auto, native, torch-invariant, torch or ./mine.py:Class; auto: native if it can"
     )

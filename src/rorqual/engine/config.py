@@ -47,11 +47,9 @@ class EngineConfig(Config):
 
     After repacking, the engine ignores changes of the original weights, so no other code may change the weights.
     """
-    backend: str = "torch-invariant"
-    """Backend that runs the model. `auto` is `native` if it supports the model and the engine packs its weights, else
-    `torch-invariant`. The backend `native` is the fastest for the models that it supports. The backend `torch` is faster
-    than the backend `torch-invariant`. With `torch`, the completion of a request depends on which other requests are in the batch
-    (docs/explanation/engine.md)."""
+    backend: str = "auto"
+    """Backend that runs the model. `auto` is `native`, the fastest, if it supports the model, else `torch-invariant`. With `torch`, the
+    completion of a request depends on which other requests are in the batch (docs/explanation/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Validate the engine settings for a model and its tokenizer.

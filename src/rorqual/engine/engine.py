@@ -59,7 +59,7 @@ class Engine:
 
     `Engine(run)` loads a run directory. `Engine.of(model, ...)` uses a model that other code owns, such as a trainer's.
     `Engine` and `Engine.of` take the fields of `EngineConfig` as keywords. For `Engine.of`, the defaults of `reuse` and `pack`
-    are False.
+    are False, and the default of `backend` is `torch-invariant`.
 
     `Engine.of` does not copy the model. After an in-place weight update, the next engine call uses the new weights and
     invalidates the prefix cache (`weights_changed`). Weights must not change during an engine call.
@@ -77,7 +77,7 @@ class Engine:
         Raises ConfigError if `dtype` is another type that is not floating-point, or a setting does not fit the model.
         """
         if dtype == "int8":
-            if settings.get("backend") not in (Native.name, "auto"):
+            if settings.get("backend", "auto") not in (Native.name, "auto"):
                 raise ConfigError(
                     "dtype=int8 needs backend=native", where="dtype", remedy="Add backend=native, or use bfloat16."
                 )
@@ -100,9 +100,10 @@ class Engine:
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
         """Create an engine for a model that other code owns, such as a trainer's, and put the model into evaluation mode. The
-        settings `reuse` and `pack` default to False."""
+        settings `reuse` and `pack` default to False, and `backend` to `torch-invariant`."""
         engine = cls.__new__(cls)
-        config = parse_config(EngineConfig, {"reuse": False, "pack": False, **settings}, where="engine")
+        shared = {"reuse": False, "pack": False, "backend": TORCH_INVARIANT.name}
+        config = parse_config(EngineConfig, {**shared, **settings}, where="engine")
         engine._create_cores(model, tokenizer, chat, config)
         return engine
 
@@ -121,7 +122,7 @@ class Engine:
         keep_freed_memory()
         if config.backend == "auto":
             weight = model.embed_tokens.weight
-            is_native = take and config.pack and Native().supports(weight.device, weight.dtype, model) is None
+            is_native = Native().supports(weight.device, weight.dtype, model) is None
             config = config.model_copy(update={"backend": Native.name if is_native else TORCH_INVARIANT.name})
         config.check(model, tokenizer)
         model.eval()

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
-from rorqual.cli.settings import LiveSettings, Settings
+from rorqual.cli.settings import EngineSettings, Settings
 from rorqual.core.config import Bytes, Count, Natural, NonNegative, Share
 from rorqual.core.extras import require_extra
 from rorqual.serve.options import ServerOptions
 
 
-class ServeSettings(ServerOptions, LiveSettings):
+class ServeSettings(ServerOptions, EngineSettings):
     """Settings of `rorqual serve`."""
 
     slots: int = Field(16, ge=1, le=4096, description="maximum sequences in a batch")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.native.library import LARGEST, PANEL, TYPES, instruction_set, kernel
 from rorqual.engine.native.native_step import NativeStep, unsupported_part
 from rorqual.engine.native.panels import PanelLinear
@@ -113,6 +113,8 @@ class Native(Backend):
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         assert isinstance(model, Decoder)
+        if (reason := unsupported_part(model)) is not None:  # modules may have been replaced since `supports`
+            raise ConfigError(f"backend=native cannot run this model: {reason}", where="engine", remedy="Use another backend.")
         return NativeStep(model, self.threads, int8=self.int8)
 
 

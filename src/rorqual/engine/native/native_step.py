@@ -44,7 +44,7 @@ def unsupported_part(model: nn.Module) -> str | None:
 
 KNOWN = (
     Decoder, nn.ModuleList, nn.Embedding, nn.Linear, BackendLinear, PanelLinear, RMSNorm, PreNorm, ResidualBoundary, GQA, MLA,
-    Dense, MoE, GroupedTopK, Experts, PreparedExperts,
+    Dense, MoE, GroupedTopK, Experts, PreparedExperts, AdaptedLinear,
 )  # fmt: skip
 """The modules that the kernels know. A subclass may compute something else."""
 

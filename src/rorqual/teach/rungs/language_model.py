@@ -38,9 +38,7 @@ class LanguageModel(Predictor):
         self.name, self.params, self.thinking, self.opening = name, params, thinking, tuple(opening)
         self.chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
         cores = 1 if opening else max(1, threads)  # with one core, prompts that begin alike share one prefix cache
-        self.engine = Engine(
-            run.path, threads=threads, engine_cores=cores, record_experts=False, backend="torch-invariant"
-        )
+        self.engine = Engine(run.path, threads=threads, engine_cores=cores, record_experts=False)
 
     def predict(self, prompts: Sequence[str]) -> list[Guess]:
         turns = [

@@ -51,8 +51,8 @@ class Native(Backend):
     """The `native` backend, for inference on x86 processors with AVX2 or AVX-512."""
 
     name = "native"
-    int8 = False
-    """Whether linear maps and experts have weights of 8 bits."""
+    bits: int | None = None
+    """8 or 4, if linear maps and experts have quantised weights."""
     invariant = True
     in_blocks = True
     fuses_adapters = True
@@ -77,13 +77,13 @@ class Native(Backend):
         return None if model is None else unsupported_part(model)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return PanelLinear(weight, bias, int8=self.int8)(x)
+        return PanelLinear(weight, bias, bits=self.bits)(x)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        return PanelLinear(weight, bias, int8=self.int8)
+        return PanelLinear(weight, bias, bits=self.bits)
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        made = [[PanelLinear(weight, None, int8=self.int8) for weight in weights] for weights in (gate_up, down)]
+        made = [[PanelLinear(weight, None, bits=self.bits) for weight in weights] for weights in (gate_up, down)]
         return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -113,7 +113,7 @@ class Native(Backend):
 
     def compile(self, model: nn.Module) -> StepFunction | None:
         assert isinstance(model, Decoder)
-        return NativeStep(model, self.threads, int8=self.int8)
+        return NativeStep(model, self.threads, bits=self.bits)
 
 
 class NativeInt8(Native):
@@ -125,15 +125,27 @@ class NativeInt8(Native):
     """
 
     name = "native dtype=int8"  # errors name what the user wrote
-    int8 = True
+    bits = 8
 
     def prepare(self, model: M, *, take: bool = False) -> M:
         """See `Backend.prepare`. Raises NumericsError if a scale would not be finite."""
+        assert self.bits is not None
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST:
+            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST[self.bits]:
                 raise NumericsError(
-                    f"the weight has NaN, infinity or a value above {LARGEST:.2g}",
+                    f"the weight has NaN, infinity or a value above {LARGEST[self.bits]:.2g}",
                     where=name,
                     remedy="Load an earlier checkpoint, or use dtype=bfloat16.",
                 )
         return super().prepare(model, take=take)
+
+
+class NativeInt4(NativeInt8):
+    """The backend of `backend=native dtype=int4`: as `NativeInt8`, with weights of 4 bits and a least weight for each block."""
+
+    name = "native dtype=int4"
+    bits = 4
+
+
+QUANTIZED = {"int8": NativeInt8.name, "int4": NativeInt4.name}
+"""Backends of quantised weights, by dtype."""

@@ -56,8 +56,8 @@ class NativeStep:
     step whenever weights have changed.
     """
 
-    def __init__(self, model: Decoder, threads: int, *, int8: bool) -> None:
-        self._model, self._threads, self._int8 = model, threads, int8
+    def __init__(self, model: Decoder, threads: int, *, bits: int | None) -> None:
+        self._model, self._threads, self._bits = model, threads, bits
         self._table: library.ModelTable | None = None
         self._kept: list[Any] = []  # what the table points to
         self._adapted = [part for part in model.modules() if isinstance(part, AdaptedLinear)][:1]
@@ -258,7 +258,7 @@ class NativeStep:
         return table
 
     def _panels(self, weight: Tensor, bias: Tensor | None = None) -> PanelLinear:
-        return PanelLinear(weight, bias, int8=self._int8)
+        return PanelLinear(weight, bias, bits=self._bits)
 
     def _linear(self, module: nn.Module) -> library.LinearTable:
         if isinstance(module, AdaptedLinear):

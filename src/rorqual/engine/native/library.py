@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.engine.native.build import library_file
+from rorqual.ops.quant import divide_by_scales, fit_4_bits
 
 PANEL = 64
 """Number of outputs of a linear map that are stored together."""
@@ -25,8 +26,6 @@ QUANTS = 32
 LARGEST = {8: 127 * 65504.0, 4: 65504.0}
 """Largest absolute value of a quantised map's weights. The scale of 8 bits is the largest of a block, divided by 127, in half precision.
 With 4 bits, the least weight of a block is kept in half precision."""
-NARROWED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
-"""Parts of a block's range that 4 bits may hold."""
 VARIANTS = ("avx512vnni", "avx512", "avx2")
 """Instruction sets with compiled kernels, fastest first."""
 FORCED = "RORQUAL_NATIVE"
@@ -163,43 +162,14 @@ def _round_to_panels(weight: Tensor, bits: int) -> Tensor:
     blocks = filled.view(len(filled) // PANEL, PANEL, -1, QUANTS)
     if bits == 8:
         scales = (blocks.abs().amax(-1) / 127).half()
-        quants, shared = (_divided(blocks, scales).clamp(-127, 127) + 128).to(torch.uint8), [scales]
+        quants, shared = (divide_by_scales(blocks, scales).clamp(-127, 127) + 128).to(torch.uint8), [scales]
     else:
-        quants, shared = _fitted(blocks)
+        quants, *shared = fit_4_bits(blocks)
     grouped = quants.unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)  # [panels, blocks, 8, 64, 4]
     if bits == 4:
         grouped = grouped[:, :, :4] | grouped[:, :, 4:] << 4
     halves = [part.transpose(1, 2).contiguous().view(torch.uint8) for part in shared]
     return torch.cat([grouped.flatten(2), *halves], dim=-1)
-
-
-def _fitted(blocks: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return blocks [..., 32] in 4 bits, and their scales and least weights [...].
-
-    A narrower range rounds most weights more finely and cuts the ends. Each block has the range with the least squared error.
-    """
-    low, high = blocks.amin(-1), blocks.amax(-1)
-    best: tuple[Tensor, ...] | None = None
-    for part in NARROWED:
-        least, scales = (low * part).half(), ((high - low) * part / 15).half()
-        quants = _divided(blocks - least.float().unsqueeze(-1), scales).clamp(0, 15)
-        errors = (quants * scales.float().unsqueeze(-1) + least.float().unsqueeze(-1) - blocks).square().sum(-1)
-        found = quants.to(torch.uint8), scales, least, errors
-        if best is None:
-            best = found
-        else:
-            better = errors < best[3]
-            best = (
-                torch.where(better.unsqueeze(-1), quants, best[0]).to(torch.uint8),
-                *(torch.where(better, new, old) for new, old in zip(found[1:], best[1:])),
-            )
-    assert best is not None
-    return best[0], [best[1], best[2]]
-
-
-def _divided(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Return blocks [..., 32] divided by their scales [...], as whole numbers. A block whose scale is 0 has zeros."""
-    return (blocks / scales.float().unsqueeze(-1)).nan_to_num(0, 0, 0).round()
 
 
 def from_quantized_panels(panels: Tensor, out: int, width: int) -> Tensor:

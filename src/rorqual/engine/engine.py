@@ -77,11 +77,11 @@ class Engine:
         Raises ConfigError if `dtype` is another type that is not floating-point, or a setting does not fit the model.
         """
         if dtype in QUANTIZED:
-            if settings.get("backend") not in (Native.name, "auto"):
+            if settings.get("backend", "auto") not in (Native.name, "auto"):
                 raise ConfigError(
                     f"dtype={dtype} needs backend=native", where="dtype", remedy="Add backend=native, or use bfloat16."
                 )
-            dtype, settings["backend"] = "bfloat16", QUANTIZED[dtype]
+            dtype, settings["backend"] = "float32", QUANTIZED[dtype]
         folder = RunDir(Path(run))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import NumericsError
 from rorqual.engine.native.library import LARGEST, PANEL, TYPES, instruction_set, kernel
-from rorqual.engine.native.native_step import NativeStep, unsupported_part
+from rorqual.engine.native.native_step import NativeStep, head_of, unsupported_part
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model.decoder import Decoder
 from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
-from rorqual.ops.backends.reference import Backend, FittedBackend, M, Matrices
+from rorqual.ops.backends.reference import Backend, Experts, FittedBackend, M, Matrices
 from rorqual.ops.backends.step import StepFunction
+from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
 
@@ -127,8 +128,15 @@ class NativeInt8(Native):
     name = "native dtype=int8"  # errors name what the user wrote
     bits = 8
 
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        self._head: tuple[Tensor, Tensor] | None = (
+            None  # the parameter of the head or the tied embedding, and its values as loaded
+        )
+
     def prepare(self, model: M, *, take: bool = False) -> M:
-        """See `Backend.prepare`. Raises NumericsError if a scale would not be finite."""
+        """See `Backend.prepare`. With `take`, parameters that are not quantised become bfloat16. Raises NumericsError if a scale would not
+        be finite."""
         assert self.bits is not None
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST[self.bits]:
@@ -137,11 +145,36 @@ class NativeInt8(Native):
                     where=name,
                     remedy="Load an earlier checkpoint, or use dtype=bfloat16.",
                 )
-        return super().prepare(model, take=take)
+        if isinstance(model, Decoder):
+            weight = head_of(model).weight
+            self._head = weight, weight.detach()
+        if take:
+            _cast_what_stays(model)
+        prepared = super().prepare(model, take=take)
+        self._head = None
+        return prepared
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
+        if self._head is not None and weight is self._head[0]:
+            return PanelLinear(self._head[1], bias, bits=8)
+        return super().prepare_linear(weight, bias)
+
+
+def _cast_what_stays(model: nn.Module) -> None:
+    """Cast the parameters that are no weights of linear maps or experts to bfloat16, in place, and the maps that become derived tensors."""
+    for module in model.modules():
+        if type(module) is not nn.Linear and not isinstance(module, Experts):
+            for own in module.parameters(recurse=False):
+                own.data = own.data.bfloat16()
+        if isinstance(module, Layer):
+            for name in module.derived.values():
+                if isinstance(child := getattr(module, name, None), nn.Module):
+                    child.bfloat16()
 
 
 class NativeInt4(NativeInt8):
-    """The backend of `backend=native dtype=int4`: as `NativeInt8`, with weights of 4 bits and a least weight for each block."""
+    """The backend of `backend=native dtype=int4`: as `NativeInt8`, but linear maps and experts have weights of 4 bits, and a least weight
+    for each block. The head keeps 8 bits."""
 
     name = "native dtype=int4"
     bits = 4

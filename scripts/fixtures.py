@@ -179,8 +179,8 @@ def main() -> None:
         tokens=(a.steps * ROWS + 5 * a.sparse_steps * SPARSE_ROWS) * ROW,
         row=ROW,
         loss=text_loss(model, tokenizer, text, window=ROW).per_token,
-        sparse=fmean(one.loss_sparse for one in passages),
-        dense=fmean(one.loss_dense for one in passages),
+        sparse=fmean(one.loss for one in passages),
+        dense=fmean(one.loss_before for one in passages),
         recall=min(layer.recall for layer in layers),
     )
     (exported / "README.md").write_text(card, encoding="utf-8")

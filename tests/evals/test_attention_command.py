@@ -58,7 +58,7 @@ def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None
     kl, changed, lost = (own[name] for name in ("kl", "changed", "lost"))
     cells = (f"{kl['mean']:.3f} [{kl['interval']['low']:.3f}, {kl['interval']['high']:.3f}]",
              f"{changed['mean']:.1%} [{changed['interval']['low']:.1%}, {changed['interval']['high']:.1%}]",
-             f"{own['right_dense']:.1%}",
+             f"{own['right_before']:.1%}",
              f"{lost['mean']:.1%} [{lost['interval']['low']:.1%}, {lost['interval']['high']:.1%}]")  # fmt: skip
     assert re.search(r" 3 +144 +" + " +".join(map(re.escape, cells)), text)
     [measured] = [one for one in values["measurements"] if one["budget"] == 12]
@@ -68,7 +68,7 @@ def test_tables_of_one_text_and_the_defaults(runs: Path, tmp_path: Path) -> None
     assert "needle" not in text and "copy" not in text and "prose" not in text and "html" not in text
     said(runs / "sparse", data, "length=60", "windows=3", f"out={out}", "dtype=bfloat16", "budgets=12")
     [rounded] = json.loads(out.read_text(encoding="utf-8"))["measurements"]
-    exact, near = (one["passages"][0]["loss_dense"] for one in (measured, rounded))
+    exact, near = (one["passages"][0]["loss_before"] for one in (measured, rounded))
     assert near != exact == pytest.approx(near, rel=0.05)
     said(runs / "sparse", data, f"out={out}", "budgets=12")
     whole = json.loads(out.read_text(encoding="utf-8"))

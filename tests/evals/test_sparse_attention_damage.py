@@ -53,9 +53,9 @@ def test_it_equals_a_plain_computation(passages_of: Callable[[], list[Passage]])
                 loss[side].append(-float(logprobs[t, one.tokens[t + 1]]))
         expected = (*map(np.mean, (kl, changed, *right, *loss)),)
         assert found.scored == len(one.scored)
-        assert (found.kl, found.changed, found.right_sparse, found.right_dense) == pytest.approx(expected[:4], rel=1e-3)
-        assert (found.loss_sparse, found.loss_dense) == pytest.approx(expected[4:], rel=1e-4)
-        assert found.kl > 0.001 and found.loss_sparse != pytest.approx(found.loss_dense, abs=1e-4)
+        assert (found.kl, found.changed, found.right, found.right_before) == pytest.approx(expected[:4], rel=1e-3)
+        assert (found.loss, found.loss_before) == pytest.approx(expected[4:], rel=1e-4)
+        assert found.kl > 0.001 and found.loss != pytest.approx(found.loss_before, abs=1e-4)
         inputs, outputs, selected = attention_inputs(model, tokens[:-1])
         for index, values in enumerate(by_layer):
             weights, out = dense_weights(model.layers[index].attention, inputs[index], model)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_a_summary_has_the_intervals_of_its_passages() -> None:
     assert (found.kl.mean, found.changed.mean, found.lost.mean) == pytest.approx((0.2, 0.2, -0.25 / 3))
     assert found.kl.interval == t_interval([0.1, 0.3, 0.2]) and found.changed.interval == t_interval([0.2, 0.3, 0.1])
     assert found.lost.interval == t_interval([0.25, 0.0, -0.5]), "right with dense minus right with sparse attention"
-    assert found.right_dense == pytest.approx(0.5)
+    assert found.right_before == pytest.approx(0.5)
     unchanged = summarise([passage(0.0, 0.0, 1.0, 1.0)] * 4)
     assert unchanged.changed.interval == wilson(0, 200), "no change in any passage has an interval of positive width"
     assert unchanged.lost.interval == paired_interval(0, 0, 200)
@@ -119,7 +119,7 @@ def test_the_dense_reference_ignores_the_adaptive_budget() -> None:
 
     def dense_loss_and_inside(model: object) -> tuple[Tensor, Tensor]:
         damage, layers = measure_damage(model, windows(), BUDGET)  # type: ignore[arg-type]
-        return torch.tensor([one.loss_dense for one in damage]), torch.tensor([layer.inside for layer in layers])
+        return torch.tensor([one.loss_before for one in damage]), torch.tensor([layer.inside for layer in layers])
 
     model = model_of(vocab=VOCAB)
     fixed = dense_loss_and_inside(model)

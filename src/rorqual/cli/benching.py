@@ -181,7 +181,8 @@ def _machine_info() -> dict[str, Any]:
 def describe_conditions(engine: Engine, chosen: BenchSettings, threads: int) -> list[str]:
     """Return notes on how throughput and latency were measured, and on conditions that may distort the measurements."""
     total = account(engine.model.config).total
-    each = 34 / 32 if chosen.dtype == "int8" else BYTES[chosen.dtype]  # 32 weights of 8 bits share a scale of two bytes
+    quantized = {"int8": 34 / 32, "int4": 20 / 32}  # 32 weights share two or four bytes
+    each = quantized[chosen.dtype] if chosen.dtype in quantized else BYTES[chosen.dtype]  # type: ignore[index]
     size = memory_text(total * each)
     notes = [
         f"{count_text(total)} parameters in {chosen.dtype} on {chosen.device}, {size}; {threads} threads.",

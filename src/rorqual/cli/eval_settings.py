@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,6 +18,9 @@ from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking, read_json
 from rorqual.tasks.task import Split
+
+if TYPE_CHECKING:
+    from rorqual.evals.damage import NamedText
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
@@ -245,3 +249,12 @@ def held_out_text(path: str) -> str:
             remedy="Give a text file. For rows of questions and answers, add task=messages or task=./mine.py:Class.",
         )
     return read_text_split(Path(path)).validation
+
+
+def named_texts(names: Sequence[str]) -> list[NamedText]:
+    """Return the held-out texts of files, and the passages of all kinds if `names` has `kinds`."""
+    from rorqual.data.passages import KINDS, load_passage
+    from rorqual.evals.damage import NamedText
+
+    texts = [NamedText(name, held_out_text(name)) for name in names if name != "kinds"]
+    return texts + [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]

@@ -32,6 +32,7 @@ from rorqual.cli.verbs.lab import lab
 from rorqual.cli.verbs.merge import merge
 from rorqual.cli.verbs.peft import peft
 from rorqual.cli.verbs.plan import plan
+from rorqual.cli.verbs.quantize import quantize
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
 from rorqual.cli.verbs.serve import serve
@@ -142,6 +143,7 @@ OPTIONS = {
         "Keys of the command": f"{VERBS}.sparsify:SparsifyCommand",
     },
     "attention": {"Keys": f"{VERBS}.attention:AttentionSettings"},
+    "quantize": {"Keys": f"{VERBS}.quantize:QuantizeSettings"},
     "compute": {"Keys": f"{VERBS}.compute:ComputeSettings"},
     "peft": {"Keys": f"{VERBS}.peft:PeftConfig"},
     "inspect": {"Keys": "rorqual.cli.inspecting:InspectSettings"},
@@ -197,6 +199,7 @@ MERGE = (
 _add_command("merge", merge, MERGE)
 _add_command("sparsify", sparsify, "rorqual sparsify runs/tiny runs/tiny-sparse index_topk=16 warmup=5 steps=5")
 _add_command("attention", attention, "rorqual attention runs/tiny-sparse data=README.md length=64")
+_add_command("quantize", quantize, "rorqual quantize runs/tiny dtype=int8 data=README.md length=64 max_kl=0.01")
 COMPUTE = (
     'rorqual train sft task=families size=tiny steps=5 "model.stages.1.ffn.router={kind: zero, n_routed_experts: 12, '
     'zero_expert_num: 4, num_experts_per_tok: 2, expected_experts: 1.5}" out=runs/zero && '

@@ -45,8 +45,8 @@ class DeviceSettings(Config):
 class EngineSettings(DeviceSettings):
     """Settings of commands that load a run into an engine."""
 
-    dtype: Literal["float32", "bfloat16", "int8"] = Field(  # type: ignore[assignment]  # one type more
-        "float32", description="type of the weights; int8 needs backend=native"
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] = Field(  # type: ignore[assignment]  # one type more
+        "float32", description="type of the weights; int8 and int4 need the native kernels"
     )
     backend: str = Field(
         "auto", description="auto, native, torch-invariant, torch or ./mine.py:Class; auto: native if it can"

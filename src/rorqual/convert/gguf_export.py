@@ -30,19 +30,20 @@ from rorqual.model.load.find import family_for
 from rorqual.model.load.names import list_first_names
 from rorqual.model.load.run_directory import read_model_config
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
-_LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
-"""The largest magnitude that each GGUF tensor type can represent. F16, Q8_0 and Q4_0 store their values or their block scales
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
+FOUR_BITS = ("Q4_0", "Q4_1")
+_LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8, "Q4_1": 65504.0}
+"""The largest magnitude that each GGUF tensor type can represent. F16, Q8_0, Q4_0 and Q4_1 store their values or their block scales
 in fp16, so the range of fp16 limits the magnitude."""
 
 
 def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
-    """Export the newest complete checkpoint of a run as the GGUF file `dst`. `dtype` is F32, F16, BF16, Q8_0 or Q4_0.
+    """Export the newest complete checkpoint of a run as the GGUF file `dst`. `dtype` is F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
 
-    Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With `dtype` Q4_0, the embedding and the
-    head are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when
+    Vectors, the router, and tensors whose row length is not a multiple of 32 stay F32. With `dtype` Q4_0 or Q4_1, the embedding
+    and the head are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file `dst` appears only when
     all tensors are written. A Modelfile for Ollama is written to the folder of `dst`. Returns notes on omitted MTP modules, on
-    matrices that stay F32 because of their row length, on Q8_0 tensors in a Q4_0 file, and on settings that the Modelfile
+    matrices that stay F32 because of their row length, on Q8_0 tensors in a file of 4 bits, and on settings that the Modelfile
     leaves out.
     """
     kind = written_type(dtype)
@@ -110,7 +111,7 @@ def _export_notes(
     notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {block}: {list_first_names(odd)}"] * bool(
         odd
     )
-    larger = [name for name, kind in kinds.items() if wanted.name == "Q4_0" and kind.name == "Q8_0"]
+    larger = [name for name, kind in kinds.items() if wanted.name in FOUR_BITS and kind.name == "Q8_0"]
     notes += [f"{list_first_names(larger)} in Q8_0: 4 bits would lose too much quality for the saved space"] * bool(
         larger
     )
@@ -121,7 +122,7 @@ def _tensor_type(name: str, shape: Shape, wanted: GGMLQuantizationType) -> GGMLQ
     """Return the GGUF type of an exported tensor, given the requested GGUF type `wanted`."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % block_size(wanted):
         return GGMLQuantizationType.F32
-    if wanted.name == "Q4_0" and name in ("token_embd.weight", "output.weight"):
+    if wanted.name in FOUR_BITS and name in ("token_embd.weight", "output.weight"):
         return GGMLQuantizationType.Q8_0
     return wanted
 

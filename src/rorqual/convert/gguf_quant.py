@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rorqual.convert.safetensors_slices import Bytes
 from rorqual.core.errors import CheckpointError, suggest_name
+from rorqual.ops.quant import fit_4_bits
 
 PLAIN: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -21,7 +22,7 @@ PLAIN: Mapping[str, torch.dtype] = MappingProxyType(
 """The GGUF tensor types without quantisation, with their torch dtypes."""
 READ = (*PLAIN, "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 """Names of the GGUF tensor types that import supports."""
-WRITTEN = (*PLAIN, "Q8_0", "Q4_0")
+WRITTEN = (*PLAIN, "Q8_0", "Q4_0", "Q4_1")
 """Names of the GGUF tensor types that export supports."""
 _SAME = MappingProxyType({"float32": "F32", "float16": "F16", "bfloat16": "BF16"})
 
@@ -55,5 +56,12 @@ def decode(raw: Bytes, kind: GGMLQuantizationType) -> Tensor:
 
 
 def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
-    """Encode values [rows, columns] to bytes [rows, row bytes]. `columns` must be a multiple of the `block_size` of `kind`."""
+    """Encode values [rows, columns] to bytes [rows, row bytes]. `columns` must be a multiple of the `block_size` of `kind`.
+
+    Q4_1 is encoded as the kernels' weights of 4 bits are.
+    """
+    if kind.name == "Q4_1":
+        quants, *halves = fit_4_bits(values.float().unflatten(-1, (-1, 32)))
+        both = quants[..., :16] | quants[..., 16:] << 4
+        return torch.cat([*(half.unsqueeze(-1).view(torch.uint8) for half in halves), both], -1).flatten(-2).numpy()
     return quantize(values.float().contiguous().numpy(), kind).view(np.uint8)

@@ -30,7 +30,7 @@ from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore, FinishedSequence
 from rorqual.engine.deltas import Delta, DeltaQueues
 from rorqual.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
-from rorqual.engine.native.native_backend import Native, NativeInt8
+from rorqual.engine.native.native_backend import QUANTIZED, Native
 from rorqual.engine.processor import Prompt, RequestProcessor, ValidatedRequest, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
@@ -71,22 +71,22 @@ class Engine:
     def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
         """Load the newest complete checkpoint, the tokenizer and the chat format of a run directory.
 
-        With `dtype="int8"`, which needs `backend="native"`, the backend keeps the weights of linear maps in 8 bits
-        (`NativeInt8`). The embedding and the KV cache are bfloat16.
+        With `dtype="int8"` or `dtype="int4"`, which need `backend="native"`, the backend keeps the weights of linear maps in 8 or
+        4 bits (`NativeInt8`). The embedding and the KV cache are bfloat16.
 
         Raises ConfigError if `dtype` is another type that is not floating-point, or a setting does not fit the model.
         """
-        if dtype == "int8":
+        if dtype in QUANTIZED:
             if settings.get("backend", "auto") not in (Native.name, "auto"):
                 raise ConfigError(
-                    "dtype=int8 needs backend=native", where="dtype", remedy="Add backend=native, or use bfloat16."
+                    f"dtype={dtype} needs backend=native", where="dtype", remedy="Add backend=native, or use bfloat16."
                 )
-            dtype, settings["backend"] = "bfloat16", NativeInt8.name
+            dtype, settings["backend"] = "float32", QUANTIZED[dtype]
         folder = RunDir(Path(run))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ConfigError(
-                f"'{dtype}' is not a floating-point type", where="dtype", remedy="Use float32, bfloat16, or int8."
+                f"'{dtype}' is not a floating-point type", where="dtype", remedy="Use float32, bfloat16, int8 or int4."
             )
         config = parse_config(EngineConfig, settings, where="engine")
         model = load_run(folder, device=device, dtype=kind)

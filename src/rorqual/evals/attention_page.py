@@ -73,7 +73,7 @@ def notes(report: SparseAttentionReport) -> list[str]:
 
 def _damage_table(report: SparseAttentionReport) -> Table:
     rows = [
-        [name, f"{d.kl.pairs}", f"{d.scored:,}", _with_interval(d.kl, ".3f"), _with_interval(d.changed, ".1%"), f"{d.right_dense:.1%}",
+        [name, f"{d.kl.pairs}", f"{d.scored:,}", _with_interval(d.kl, ".3f"), _with_interval(d.changed, ".1%"), f"{d.right_before:.1%}",
          _with_interval(d.lost, ".1%")]
         for name, d in report.summaries(report.shown_budget).items()
     ]  # fmt: skip

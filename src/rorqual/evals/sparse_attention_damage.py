@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.evals.stats import Difference, Floats, Interval, paired_interval, t_interval, wilson
+from rorqual.evals.damage import PassageDamage, compare_predictions
+from rorqual.evals.stats import Floats
 from rorqual.model.attention.dsa import ATTENTION_ERROR_NAMES, DSA
 from rorqual.model.decoder import Decoder
 
@@ -40,23 +41,6 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class PassageDamage:
-    """What sparse attention changes on the `scored` positions of one passage. All values are means over these positions.
-
-    `kl` is KL(dense || sparse) of the next-token distribution in nats. `changed` is the share of positions whose most likely next
-    token changes. `right_*` are the shares of positions whose most likely token is the target. `loss_*` are losses in nats.
-    """
-
-    scored: int
-    kl: float
-    changed: float
-    right_sparse: float
-    right_dense: float
-    loss_sparse: float
-    loss_dense: float
-
-
-@dataclass(frozen=True)
 class LayerSelection:
     """Which positions the sparse attention of one layer misses, averaged over queries.
 
@@ -72,52 +56,6 @@ class LayerSelection:
     recall: float
     weighted_recall: float
     difference: float
-
-
-@dataclass(frozen=True)
-class DamageSummary:
-    """Means over passages, with 95 % intervals of `kl`, `changed` and `lost` (`right_dense` - `right_sparse`). `scored` is the
-    number of compared predictions."""
-
-    scored: int
-    kl: Difference
-    changed: Difference
-    lost: Difference
-    right_dense: float
-
-
-def mean_damage(passages: Sequence[PassageDamage]) -> PassageDamage:
-    """Return the means over passages that are not independent, such as one planted text at several depths."""
-    rows = np.array([astuple(one) for one in passages])
-    return PassageDamage(int(rows[:, 0].sum()), *rows[:, 1:].mean(0).tolist())
-
-
-def summarise(passages: Sequence[PassageDamage]) -> DamageSummary:
-    """Return the means over at least two passages, each with its interval.
-
-    The intervals are Student's t over passages. Those of `changed` and `lost` also cover the score interval over tokens, so
-    passages without a change do not give an interval of zero width.
-    """
-    counts, kl, changed, sparse, dense = (
-        np.array([getattr(one, name) for one in passages])
-        for name in ("scored", "kl", "changed", "right_sparse", "right_dense")
-    )
-    scored, lost = int(counts.sum()), dense - sparse
-    changes = wilson(float((changed * counts).sum()), scored)
-    more, fewer = (float((part.clip(0) * counts).sum()) for part in (lost, -lost))
-    return DamageSummary(
-        scored=scored,
-        kl=Difference(float(kl.mean()), t_interval(kl), len(passages)),
-        changed=Difference(float(changed.mean()), _union(t_interval(changed), changes), len(passages)),
-        lost=Difference(
-            float(lost.mean()), _union(t_interval(lost), paired_interval(more, fewer, scored)), len(passages)
-        ),
-        right_dense=float(dense.mean()),
-    )
-
-
-def _union(one: Interval, other: Interval) -> Interval:
-    return Interval(min(one.low, other.low), max(one.high, other.high))
 
 
 def sparse_layers(model: Decoder, where: str = "") -> list[DSA]:
@@ -162,14 +100,7 @@ def measure_damage(
         scored = slice(passage.scored.start, passage.scored.stop)
         targets = tokens[1:][scored]
         sparse, dense = (model.logits(states[scored]).log_softmax(-1) for states in hidden)
-        best = [logprobs.argmax(-1) for logprobs in (sparse, dense)]
-        values = (
-            (dense.exp() * (dense - sparse)).sum(-1),
-            best[0] != best[1],
-            *(tokens == targets for tokens in best),
-            *(-logprobs.gather(1, targets[:, None]) for logprobs in (sparse, dense)),
-        )
-        found.append(PassageDamage(len(targets), *(float(value.double().mean()) for value in values)))
+        found.append(compare_predictions(dense, sparse, targets))
         for layer, total in enumerate(sums):
             total += _sums_over_queries({name: part[layer] for name, part in recorded.items()}, passage, budget)
     queries = sum(len(passage.queries) for passage in passages)

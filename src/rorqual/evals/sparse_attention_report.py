@@ -9,26 +9,16 @@ from typing import Any, NamedTuple
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.damage import DamageSummary, NamedText, PassageDamage, limits_exceeded, mean_damage, summarise
 from rorqual.evals.planted_passages import DEPTHS, LENGTHS, PlantedKind, PlantedTokens, copies, needles, plant
 from rorqual.evals.sparse_attention_damage import (
-    DamageSummary,
     LayerSelection,
     Passage,
-    PassageDamage,
-    mean_damage,
     measure_damage,
     sparse_layers,
-    summarise,
     trained_budget,
 )
 from rorqual.model.decoder import Decoder
-
-
-class NamedText(NamedTuple):
-    """A text and its name, such as the name of the text's file."""
-
-    name: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -89,12 +79,7 @@ class SparseAttentionReport:
     def exceeded(self, limits: Mapping[str, float]) -> list[str]:
         """Return a sentence for each limit that the upper end of an interval exceeds, at the model's own budget. `limits` maps
         names of differences (kl, changed or lost) to the largest acceptable values."""
-        return [
-            f"{name}: {field} may be {high:.3g}, above max_{field}={limit:g}"
-            for name, damage in self.summaries(self.trained).items()
-            for field, limit in limits.items()
-            if not (high := getattr(damage, field).interval.high) <= limit  # NaN exceeds every limit
-        ]
+        return limits_exceeded(self.summaries(self.trained), limits)
 
     def to_json(self) -> dict[str, Any]:
         """Return all measured values as JSON."""
@@ -211,13 +196,5 @@ def _planted_passages(
 
 def _windows(tokenizer: Tokenizer, text: NamedText, length: int, windows: int) -> PassageSet:
     """Return at most `windows` windows of a text."""
-    ids = tokenizer.encode(text.text)
-    number, everything = min(windows, (len(ids) - 1) // length), range(length)
-    if number < 2:
-        raise DataError(
-            f"the text has {len(ids)} tokens, which do not fill two windows of {length}",
-            where=text.name,
-            remedy="Give a longer text (only its last tenth is read), or a smaller length=.",
-        )
-    rows = (tuple(ids[i * length : (i + 1) * length + 1]) for i in range(number))
+    rows, everything = text.windows(tokenizer, length, windows), range(length)
     return PassageSet(text.name, None, [Passage(row, everything, everything, everything) for row in rows])

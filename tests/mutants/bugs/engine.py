@@ -1449,7 +1449,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "for (int64_t b = 0; b < x->blocks; b++) {",
         "for (int64_t b = 0; b + (x->blocks > 1) < x->blocks; b++) {",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "a block of 8-bit weights has the scale of the block before",
@@ -1457,7 +1457,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "(panel + b * BLOCK_BYTES + PANEL * QUANTS)",
         "(panel + (b - (b > 0)) * BLOCK_BYTES + PANEL * QUANTS)",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "inputs of 8 bits have the scale of another row",
@@ -1465,7 +1465,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "v_set(x->scales[at])",
         "v_set(x->scales[at - r * x->blocks])",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "the 128 that makes 8-bit weights unsigned is not taken off",
@@ -1473,7 +1473,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "dots_less(found[r][c], x->shifts[at])",
         "dots_less(found[r][c], 0 * x->shifts[at])",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "inputs are cut to 8 bits and not rounded",
@@ -1481,7 +1481,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "v_round(v_mul(v_load(values + i), inverse))",
         "v_mul(v_load(values + i), inverse)",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "the last row of 8-bit products is left out",
@@ -1489,7 +1489,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "if (row < x->rows) quantized_part",
         "if (row + 1 < x->rows) quantized_part",
-        "tests/engine/test_native_int8.py::test_a_product_is_the_definition_on_each_instruction_set",
+        "tests/engine/test_native_quantized.py::test_a_product_is_the_definition_on_each_instruction_set",
     ),
     one(
         "a NaN is rounded to 8 bits",
@@ -1497,7 +1497,7 @@ MUTANTS = (
         "engine/native/csrc/quantized.h",
         "highest / 127.0f + zero",
         "highest / 127.0f + 0 * (zero == 0.0f)",
-        "tests/engine/test_native_int8.py::test_a_value_that_is_not_finite_spoils_its_row_alone",
+        "tests/engine/test_native_quantized.py::test_a_value_that_is_not_finite_spoils_its_row_alone",
     ),
     one(
         "a NaN among weights is not named when they are packed in 8 bits",
@@ -1505,6 +1505,6 @@ MUTANTS = (
         "engine/native/native_backend.py",
         "not float(weight.detach().abs().max()) <= LARGEST",
         "float(weight.detach().abs().max()) > LARGEST",
-        "tests/engine/test_native_int8.py::test_a_weight_that_int8_cannot_hold_is_named",
+        "tests/engine/test_native_quantized.py::test_a_weight_that_int8_cannot_hold_is_named",
     ),
 )

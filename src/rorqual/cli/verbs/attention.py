@@ -59,20 +59,17 @@ def attention(
 
     import torch
 
-    from rorqual.cli.eval_settings import held_out_text
-    from rorqual.data.passages import KINDS, load_passage
+    from rorqual.cli.eval_settings import named_texts
     from rorqual.data.tokenizer import Tokenizer
     from rorqual.evals.attention_page import attention_page, report_as_text
     from rorqual.evals.planted_passages import PLANTED
-    from rorqual.evals.sparse_attention_report import NamedText, measure_sparse_attention
+    from rorqual.evals.sparse_attention_report import measure_sparse_attention
     from rorqual.generate.output import check_writable_path
     from rorqual.model.load.run_directory import load_run
 
     for file in filter(None, (chosen.out, chosen.page)):
         check_writable_path(Path(file))
     names = chosen.data.split(",")
-    texts = [NamedText(name, held_out_text(name)) for name in names if name not in ("kinds", *PLANTED)]
-    texts += [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]
     torch.set_num_threads(chosen.threads or available_cores())
     model = load_run(RunDir(run), device=chosen.device, dtype=getattr(torch, chosen.dtype))
     context = model.config.max_position_embeddings
@@ -88,7 +85,7 @@ def attention(
     report = measure_sparse_attention(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
-        texts,
+        named_texts([name for name in names if name not in PLANTED]),
         [kind for kind in PLANTED if kind in names],
         name=str(run),
         length=chosen.length or min(context, MOST),

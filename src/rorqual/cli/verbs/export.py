@@ -15,7 +15,7 @@ from rorqual.core.extras import require_extra
 from rorqual.core.records import RunDir
 
 HF = ("keep", "float32", "bfloat16", "float16", "fp8")
-GGUF = ("float32", "bfloat16", "float16", "q8_0", "q4_0")
+GGUF = ("float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_1")
 
 
 class ExportConfig(Config):
@@ -24,7 +24,7 @@ class ExportConfig(Config):
     format: Literal["hf", "gguf"] = Field("hf", description="Hugging Face folder or GGUF file")
     dtype: str = Field(
         "",
-        description="hf: keep (default), float32, bfloat16, float16, fp8; gguf: float32 (default), bfloat16, float16, q8_0, q4_0",
+        description="hf: keep (default), float32, bfloat16, float16, fp8; gguf: float32 (default), bfloat16, float16, q8_0, q4_0, q4_1",
     )
     shard_gb: Positive = Field(5.0, description="size of a weight file in GB (1e9 bytes), for format=hf")
     quiet: bool = Field(False, description="print no progress")

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.engine.native.build import library_file
+from rorqual.ops.quant import divide_by_scales, fit_4_bits
 
 PANEL = 64
 """Number of outputs of a linear map that are stored together."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
-INT8 = 2
+INTEGERS = {8: 2, 4: 3}
+"""Types of maps with weights of 8 and 4 bits."""
 QUANTS = 32
-"""Number of inputs of an 8-bit map that share a scale."""
-LARGEST = 127 * 65504.0
-"""Largest absolute value of an 8-bit map's weights. The scale is the largest of a block, divided by 127, in half precision."""
+"""Number of inputs of a quantised map that share a scale."""
+LARGEST = {8: 127 * 65504.0, 4: 65504.0}
+"""Largest absolute value of a quantised map's weights. The scale of 8 bits is the largest of a block, divided by 127, in half precision.
+With 4 bits, the least weight of a block is kept in half precision."""
 VARIANTS = ("avx512vnni", "avx512", "avx2")
 """Instruction sets with compiled kernels, fastest first."""
 FORCED = "RORQUAL_NATIVE"
@@ -146,31 +149,43 @@ def to_panels(weight: Tensor) -> Tensor:
     return filled.view(-1, PANEL, width).transpose(1, 2).contiguous()
 
 
-def to_int8_panels(weight: Tensor) -> Tensor:
-    """Return a weight [out, in] as bytes of 8-bit panels [ceil(out / 64), ceil(in / 32), 2176] (`csrc/quantized.h`)."""
+def to_quantized_panels(weight: Tensor, bits: int) -> Tensor:
+    """Return a weight [out, in] as bytes of panels [ceil(out / 64), ceil(in / 32), 2176 or 1280] of 8 or 4 bits (`csrc/quantized.h`)."""
     return torch.cat(
-        [_round_to_panels(rows) for rows in weight.detach().split(16 * PANEL)]
+        [_round_to_panels(rows, bits) for rows in weight.detach().split(16 * PANEL)]
     )  # few fp32 copies at a time
 
 
-def _round_to_panels(weight: Tensor) -> Tensor:
+def _round_to_panels(weight: Tensor, bits: int) -> Tensor:
     out, width = weight.shape
     filled = torch.nn.functional.pad(weight.float(), (0, -width % QUANTS, 0, -out % PANEL))
     blocks = filled.view(len(filled) // PANEL, PANEL, -1, QUANTS)
-    scales = (blocks.abs().amax(-1) / 127).half()
-    quants = (blocks / scales.float().unsqueeze(-1)).nan_to_num(0, 0, 0).round().clamp(-127, 127) + 128
-    grouped = quants.to(torch.uint8).unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)  # [panels, blocks, 8, 64, 4]
-    return torch.cat([grouped.flatten(2), scales.transpose(1, 2).contiguous().view(torch.uint8)], dim=-1)
+    if bits == 8:
+        scales = (blocks.abs().amax(-1) / 127).half()
+        quants, shared = (divide_by_scales(blocks, scales).clamp(-127, 127) + 128).to(torch.uint8), [scales]
+    else:
+        quants, *shared = fit_4_bits(blocks)
+    grouped = quants.unflatten(-1, (-1, 4)).permute(0, 2, 3, 1, 4)  # [panels, blocks, 8, 64, 4]
+    if bits == 4:
+        grouped = grouped[:, :, :4] | grouped[:, :, 4:] << 4
+    halves = [part.transpose(1, 2).contiguous().view(torch.uint8) for part in shared]
+    return torch.cat([grouped.flatten(2), *halves], dim=-1)
 
 
-def from_int8_panels(panels: Tensor, out: int, width: int) -> Tensor:
-    """Return the weight [out, in] in float32 that 8-bit panels stand for."""
-    quants, scales = panels.split((PANEL * QUANTS, 2 * PANEL), dim=-1)
-    blocks = (
-        quants.unflatten(-1, (-1, PANEL, 4)).permute(0, 3, 1, 2, 4).flatten(3).float() - 128
-    )  # [panels, 64, blocks, 32]
-    wide = blocks * scales.contiguous().view(torch.float16).float().transpose(1, 2).unsqueeze(-1)
-    return wide.flatten(2).flatten(0, 1)[:out, :width].contiguous()
+def from_quantized_panels(panels: Tensor, out: int, width: int) -> Tensor:
+    """Return the weight [out, in] in float32 that quantised panels stand for."""
+    wide = panels.shape[-1] == PANEL * (QUANTS + 2)  # 8 bits
+    quants, *shared = panels.split(
+        (PANEL * QUANTS, 2 * PANEL) if wide else (PANEL * QUANTS // 2, 2 * PANEL, 2 * PANEL), dim=-1
+    )
+    scales, least = (
+        part.contiguous().view(torch.float16).float().transpose(1, 2).unsqueeze(-1) for part in (shared[0], shared[-1])
+    )
+    if not wide:
+        quants = torch.cat([quants & 15, quants >> 4], dim=-1)
+    blocks = quants.unflatten(-1, (-1, PANEL, 4)).permute(0, 3, 1, 2, 4).flatten(3).float()  # [panels, 64, blocks, 32]
+    values = (blocks - 128) * scales if wide else blocks * scales + least
+    return values.flatten(2).flatten(0, 1)[:out, :width].contiguous()
 
 
 def from_panels(panels: Tensor, out: int) -> Tensor:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.native.library import LARGEST, PANEL, TYPES, instruction_set, kernel
-from rorqual.engine.native.native_step import NativeStep, unsupported_part
+from rorqual.engine.native.native_step import NativeStep, head_of, unsupported_part
 from rorqual.engine.native.panels import PanelLinear
 from rorqual.model.decoder import Decoder
 from rorqual.ops.backends.attention import AttentionMetadata, AttentionPlan, PagedAttention
-from rorqual.ops.backends.reference import Backend, FittedBackend, M, Matrices
+from rorqual.ops.backends.reference import Backend, Experts, FittedBackend, M, Matrices
 from rorqual.ops.backends.step import StepFunction
+from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, adjust_logits, truncate_rows
 
@@ -51,8 +52,8 @@ class Native(Backend):
     """The `native` backend, for inference on x86 processors with AVX2 or AVX-512."""
 
     name = "native"
-    int8 = False
-    """Whether linear maps and experts have weights of 8 bits."""
+    bits: int | None = None
+    """8 or 4, if linear maps and experts have quantised weights."""
     invariant = True
     in_blocks = True
     fuses_adapters = True
@@ -77,13 +78,13 @@ class Native(Backend):
         return None if model is None else unsupported_part(model)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return PanelLinear(weight, bias, int8=self.int8)(x)
+        return PanelLinear(weight, bias, bits=self.bits)(x)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        return PanelLinear(weight, bias, int8=self.int8)
+        return PanelLinear(weight, bias, bits=self.bits)
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        made = [[PanelLinear(weight, None, int8=self.int8) for weight in weights] for weights in (gate_up, down)]
+        made = [[PanelLinear(weight, None, bits=self.bits) for weight in weights] for weights in (gate_up, down)]
         return made[0], made[1]  # type: ignore[return-value]  # only the kernels read them
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -114,8 +115,10 @@ class Native(Backend):
     def compile(self, model: nn.Module) -> StepFunction | None:
         assert isinstance(model, Decoder)
         if (reason := unsupported_part(model)) is not None:  # modules may have been replaced since `supports`
-            raise ConfigError(f"backend=native cannot run this model: {reason}", where="engine", remedy="Use another backend.")
-        return NativeStep(model, self.threads, int8=self.int8)
+            raise ConfigError(
+                f"backend=native cannot run this model: {reason}", where="engine", remedy="Use another backend."
+            )
+        return NativeStep(model, self.threads, bits=self.bits)
 
 
 class NativeInt8(Native):
@@ -127,15 +130,59 @@ class NativeInt8(Native):
     """
 
     name = "native dtype=int8"  # errors name what the user wrote
-    int8 = True
+    bits = 8
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        self._head: tuple[Tensor, Tensor] | None = (
+            None  # the parameter of the head or the tied embedding, and its values as loaded
+        )
 
     def prepare(self, model: M, *, take: bool = False) -> M:
-        """See `Backend.prepare`. Raises NumericsError if a scale would not be finite."""
+        """See `Backend.prepare`. With `take`, parameters that are not quantised become bfloat16. Raises NumericsError if a scale would not
+        be finite."""
+        assert self.bits is not None
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST:
+            if weight.ndim > 1 and not float(weight.detach().abs().max()) <= LARGEST[self.bits]:
                 raise NumericsError(
-                    f"the weight has NaN, infinity or a value above {LARGEST:.2g}",
+                    f"the weight has NaN, infinity or a value above {LARGEST[self.bits]:.2g}",
                     where=name,
                     remedy="Load an earlier checkpoint, or use dtype=bfloat16.",
                 )
-        return super().prepare(model, take=take)
+        if isinstance(model, Decoder):
+            weight = head_of(model).weight
+            self._head = weight, weight.detach()
+        if take:
+            _cast_what_stays(model)
+        prepared = super().prepare(model, take=take)
+        self._head = None
+        return prepared
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
+        if self._head is not None and weight is self._head[0]:
+            return PanelLinear(self._head[1], bias, bits=8)
+        return super().prepare_linear(weight, bias)
+
+
+def _cast_what_stays(model: nn.Module) -> None:
+    """Cast the parameters that are no weights of linear maps or experts to bfloat16, in place, and the maps that become derived tensors."""
+    for module in model.modules():
+        if type(module) is not nn.Linear and not isinstance(module, Experts):
+            for own in module.parameters(recurse=False):
+                own.data = own.data.bfloat16()
+        if isinstance(module, Layer):
+            for name in module.derived.values():
+                if isinstance(child := getattr(module, name, None), nn.Module):
+                    child.bfloat16()
+
+
+class NativeInt4(NativeInt8):
+    """The backend of `backend=native dtype=int4`: as `NativeInt8`, but linear maps and experts have weights of 4 bits, and a least weight
+    for each block. The head keeps 8 bits."""
+
+    name = "native dtype=int4"
+    bits = 4
+
+
+QUANTIZED = {"int8": NativeInt8.name, "int4": NativeInt4.name}
+"""Backends of quantised weights, by dtype."""

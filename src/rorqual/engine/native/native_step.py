@@ -49,6 +49,11 @@ KNOWN = (
 """The modules that the kernels know. A subclass may compute something else."""
 
 
+def head_of(model: Decoder) -> Any:
+    """Return the module whose weight is the head: `lm_head`, or the embedding if it is tied."""
+    return model.embed_tokens if model.lm_head is None else model.lm_head
+
+
 class NativeStep:
     """The `StepFunction` of the native backend.
 
@@ -56,8 +61,8 @@ class NativeStep:
     step whenever weights have changed.
     """
 
-    def __init__(self, model: Decoder, threads: int, *, int8: bool) -> None:
-        self._model, self._threads, self._int8 = model, threads, int8
+    def __init__(self, model: Decoder, threads: int, *, bits: int | None) -> None:
+        self._model, self._threads, self._bits = model, threads, bits
         self._table: library.ModelTable | None = None
         self._kept: list[Any] = []  # what the table points to
         self._adapted = [part for part in model.modules() if isinstance(part, AdaptedLinear)][:1]
@@ -152,11 +157,14 @@ class NativeStep:
             )
         routers = [layer.ffn.per_token for layer in layers if layer.ffn.n_experts]
         self._kept.append(embedding := model.embed_tokens.weight.detach().contiguous())
-        head = self._linear(model.embed_tokens if model.lm_head is None else model.lm_head)
+        head = head_of(model)
+        if self._bits is not None and not isinstance(head, PanelLinear):
+            head = PanelLinear(head.weight, getattr(head, "bias", None), bits=8)
+        last = self._linear(head)
         self._kept.append(layers)
         return library.ModelTable(
             layers, len(layers), model.config.hidden_size, model.config.vocab_size, len(routers), max(routers, default=0),
-            embedding.data_ptr(), library.TYPES[embedding.dtype], self._floats(model.norm.weight), head, model.norm.eps,
+            embedding.data_ptr(), library.TYPES[embedding.dtype], self._floats(model.norm.weight), last, model.norm.eps,
         )  # fmt: skip
 
     def _grouped(self, module: GQA, step: StepInput) -> library.AttentionTable:
@@ -258,7 +266,7 @@ class NativeStep:
         return table
 
     def _panels(self, weight: Tensor, bias: Tensor | None = None) -> PanelLinear:
-        return PanelLinear(weight, bias, int8=self._int8)
+        return PanelLinear(weight, bias, bits=self._bits)
 
     def _linear(self, module: nn.Module) -> library.LinearTable:
         if isinstance(module, AdaptedLinear):

@@ -74,8 +74,9 @@ INLINE void linear_panel(const Linear *map, const int64_t type, int64_t panel, c
 static void linear_panels(const Linear *map, const float *x, const Quantized *quantized, int64_t x_stride, int64_t rows, float *y,
                           int64_t stride, int64_t first, int64_t last) {
   for (int64_t panel = first; panel < last; panel++)
-    if (map->type == INT8) {
-      quantized_panel((const uint8_t *)map->panels + panel * quantized->blocks * BLOCK_BYTES, quantized, y + panel * PANEL, stride);
+    if (map->type >= INT8) {
+      const uint8_t *weights = (const uint8_t *)map->panels + panel * quantized->blocks * block_bytes(map->type);
+      quantized_panel(weights, map->type, quantized, y + panel * PANEL, stride);
       add_bias(map, panel, rows, y + panel * PANEL, stride);
     } else if (map->type == FLOAT32)
       linear_panel(map, FLOAT32, panel, x, x_stride, rows, y, stride);
@@ -85,7 +86,7 @@ static void linear_panels(const Linear *map, const float *x, const Quantized *qu
 
 INLINE int64_t panels_of(const Linear *map) { return (map->out + PANEL - 1) / PANEL; }
 
-/* On one thread. The type is not INT8. */
+/* On one thread. The weights are no integers. */
 static void linear_alone(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride) {
   linear_panels(map, x, NULL, x_stride, rows, y, stride, 0, panels_of(map));
 }
@@ -120,11 +121,11 @@ static void adapt_part(void *arg, int64_t part, int64_t parts) {
       adapt_row(w->map, w->adapters[2 * row], w->adapters[2 * row + 1], w->x + row * w->x_stride, w->y + row * w->stride);
 }
 
-/* `scratch` has room for `quantized_bytes` of the inputs if the type is INT8. `adapters`: those of the rows, or NULL. */
+/* `scratch` has room for `quantized_bytes` of the inputs if the weights are integers. `adapters`: those of the rows, or NULL. */
 static void linear(const Linear *map, const float *x, int64_t x_stride, int64_t rows, float *y, int64_t stride, int64_t threads,
                    void *scratch, const int64_t *adapters) {
   LinearWork work = {map, x, y, x_stride, rows, stride, {0}, adapters};
-  if (map->type == INT8) {
+  if (map->type >= INT8) {
     work.quantized = quantized_rows(scratch, rows, map->in);
     run_parts(quantize_part, &work, rows < threads ? 1 : threads);
   }

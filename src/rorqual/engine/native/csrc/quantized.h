@@ -1,10 +1,12 @@
-/* Linear maps with weights of 8 bits. Blocks of 32 inputs share a scale in half precision, as in GGUF's Q8_0, and the inputs are rounded
-   to 8 bits in the same blocks.
+/* Linear maps with weights of 8 or 4 bits. Blocks of 32 inputs share a scale in half precision, and with 4 bits also the least weight, as
+   in GGUF's Q8_0 and Q4_1. The inputs are rounded to 8 bits in the same blocks.
 
-   A panel of 64 outputs has, for each block, the bytes [8, 64 outputs, 4 inputs], each a weight plus 128, and then the scales [64]. The
-   sum over a block is an exact integer, so it is the same on every instruction set, and
+   A panel of 64 outputs has, for each block, the bytes [8 groups, 64 outputs, 4 inputs], each a weight plus 128, and then the scales [64].
+   With 4 bits, the bytes are [4, 64, 4]: the lower halves are the first four groups, and the upper halves the last four. After the scales
+   come the least weights [64]. The sums over a block are exact integers, so they are the same on every instruction set, and
 
-     y = fma(scale of the weights * scale of the inputs, sum over the block, y)
+     y = fma(least weight * scale of the inputs, sum of the inputs over the block, y)    with 4 bits
+     y = fma(scale of the weights * scale of the inputs, sum of the products over the block, y)
 
    from the first block to the last. */
 #ifndef RORQUAL_QUANTIZED_H
@@ -13,7 +15,10 @@
 #include "step.h"
 #include "vector.h"
 
-enum { QUANTS = 32, GROUPS = QUANTS / 4, BLOCK_BYTES = PANEL * QUANTS + 2 * PANEL };
+enum { QUANTS = 32, GROUPS = QUANTS / 4 };
+
+INLINE int64_t quant_bytes(int64_t type) { return type == INT8 ? PANEL * QUANTS : PANEL * QUANTS / 2; }
+INLINE int64_t block_bytes(int64_t type) { return quant_bytes(type) + (type == INT8 ? 2 : 4) * PANEL; }
 
 /* Rows of inputs, rounded to 8 bits */
 typedef struct {
@@ -122,27 +127,42 @@ INLINE v16 dots_less(dots sums, int32_t shift) {
 
 #endif
 
-/* QUANT_VECTORS times 16 outputs of `rows` inputs, a constant where it is called */
-INLINE void quantized_tile(const uint8_t *panel, int64_t column, const Quantized *x, int64_t row, float *y, int64_t stride,
-                           const int rows) {
+/* QUANT_VECTORS times 16 outputs of `rows` inputs. The type and the rows are constants where it is called. */
+INLINE void quantized_tile(const uint8_t *panel, const int64_t type, int64_t column, const Quantized *x, int64_t row, float *y,
+                           int64_t stride, const int rows) {
+  enum { TILE = QUANT_VECTORS * LANES * 4 };
+  const int64_t group = type == INT8 ? PANEL * 4 : TILE;
+  uint8_t bytes[GROUPS * TILE];
   v16 sums[QUANT_ROWS][QUANT_VECTORS];
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < QUANT_VECTORS; c++) sums[r][c] = v_set(0.0f);
   for (int64_t b = 0; b < x->blocks; b++) {
-    const uint8_t *weights = panel + b * BLOCK_BYTES + column * 4;
-    const uint16_t *scales = (const uint16_t *)(panel + b * BLOCK_BYTES + PANEL * QUANTS) + column;
+    const uint8_t *block = panel + b * block_bytes(type), *weights = block + column * 4;
+    const uint16_t *scales = (const uint16_t *)(block + quant_bytes(type)) + column;
+    if (type == INT4) {
+      for (int g = 0; g < GROUPS / 2; g++)
+        for (int i = 0; i < TILE; i++) {
+          const uint8_t both = weights[g * PANEL * 4 + i];
+          bytes[g * TILE + i] = both & 15, bytes[(g + GROUPS / 2) * TILE + i] = both >> 4;
+        }
+      weights = bytes;
+    }
     dots found[QUANT_ROWS][QUANT_VECTORS];
     for (int r = 0; r < rows; r++)
       for (int c = 0; c < QUANT_VECTORS; c++) found[r][c] = dots_zero();
     for (int g = 0; g < GROUPS; g++)
       for (int c = 0; c < QUANT_VECTORS; c++)
         for (int r = 0; r < rows; r++)
-          found[r][c] = dots_add(found[r][c], weights + g * PANEL * 4 + c * LANES * 4,
+          found[r][c] = dots_add(found[r][c], weights + g * group + c * LANES * 4,
                                  four_quants(x->quants + ((row + r) * x->blocks + b) * QUANTS + 4 * g));
     for (int r = 0; r < rows; r++) {
       const int64_t at = (row + r) * x->blocks + b;
-      for (int c = 0; c < QUANT_VECTORS; c++)
-        sums[r][c] = v_fma(v_mul(v_load_half(scales + c * LANES), v_set(x->scales[at])), dots_less(found[r][c], x->shifts[at]), sums[r][c]);
+      const v16 scale = v_set(x->scales[at]), sum = v_set((float)(x->shifts[at] / 128));
+      for (int c = 0; c < QUANT_VECTORS; c++) {
+        if (type == INT4) sums[r][c] = v_fma(v_mul(v_load_half(scales + PANEL + c * LANES), scale), sum, sums[r][c]);
+        const v16 products = dots_less(found[r][c], type == INT8 ? x->shifts[at] : 0);
+        sums[r][c] = v_fma(v_mul(v_load_half(scales + c * LANES), scale), products, sums[r][c]);
+      }
     }
   }
   for (int r = 0; r < rows; r++)
@@ -150,16 +170,18 @@ INLINE void quantized_tile(const uint8_t *panel, int64_t column, const Quantized
 }
 
 /* The outputs of a panel for `rows` inputs, a constant where it is called */
-INLINE void quantized_part(const uint8_t *panel, const Quantized *x, int64_t row, float *y, int64_t stride, const int rows) {
-  for (int c = 0; c < PANEL; c += QUANT_VECTORS * LANES) quantized_tile(panel, c, x, row, y + row * stride + c, stride, rows);
+INLINE void quantized_part(const uint8_t *panel, int64_t type, const Quantized *x, int64_t row, float *y, int64_t stride, const int rows) {
+  for (int c = 0; c < PANEL; c += QUANT_VECTORS * LANES)
+    if (type == INT8) quantized_tile(panel, INT8, c, x, row, y + row * stride + c, stride, rows);
+    else quantized_tile(panel, INT4, c, x, row, y + row * stride + c, stride, rows);
 }
 
 /* The outputs of a panel for all rows */
-static void quantized_panel(const uint8_t *panel, const Quantized *x, float *y, int64_t stride) {
+static void quantized_panel(const uint8_t *panel, int64_t type, const Quantized *x, float *y, int64_t stride) {
   int64_t row = 0;
-  for (; row + QUANT_ROWS <= x->rows; row += QUANT_ROWS) quantized_part(panel, x, row, y, stride, QUANT_ROWS);
-  for (; row + 2 <= x->rows; row += 2) quantized_part(panel, x, row, y, stride, 2);
-  if (row < x->rows) quantized_part(panel, x, row, y, stride, 1);
+  for (; row + QUANT_ROWS <= x->rows; row += QUANT_ROWS) quantized_part(panel, type, x, row, y, stride, QUANT_ROWS);
+  for (; row + 2 <= x->rows; row += 2) quantized_part(panel, type, x, row, y, stride, 2);
+  if (row < x->rows) quantized_part(panel, type, x, row, y, stride, 1);
 }
 
 #endif

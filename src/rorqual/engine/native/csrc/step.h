@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 enum { PANEL = 64, BLOCK = 64 };
-enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 /* The matrices A^T and s B^T of the adapters of a stack, for the outputs `first` to `first` + `out` - 1 of a map */
 typedef struct {
@@ -14,7 +14,7 @@ typedef struct {
 } LowRank;
 
 /* y = W x + bias. The weight [out, in] is stored in panels of 64 outputs, [ceil(out / 64), in, 64], the last one filled with zeros. The
-   panels of INT8 are those of `quantized.h`. */
+   panels of INT8 and INT4 are those of `quantized.h`. */
 typedef struct {
   const void *panels;
   const float *bias; /* [out], or NULL */

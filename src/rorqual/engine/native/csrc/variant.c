@@ -339,8 +339,8 @@ int NAMED(decode, VARIANT)(Decoding *d, const Model *model, const Step *first, i
 }
 
 int NAMED(apply_linear, VARIANT)(const Linear *map, const float *x, int64_t rows, float *y, int64_t stride) {
-  void *scratch = map->type == INT8 ? malloc((size_t)quantized_bytes(rows, map->in)) : NULL;
-  if (map->type == INT8 && scratch == NULL) return 1;
+  void *scratch = map->type >= INT8 ? malloc((size_t)quantized_bytes(rows, map->in)) : NULL;
+  if (map->type >= INT8 && scratch == NULL) return 1;
   linear(map, x, map->in, rows, y, stride, 1, scratch, NULL);
   free(scratch);
   return 0;

@@ -437,7 +437,7 @@ def test_no_argument_of_an_engine_is_forgotten_here() -> None:
 
 def test_a_runs_engine_is_on_its_device_in_its_type(run: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        engine = Engine(run, dtype=str(dtype).removeprefix("torch."))
+        engine = Engine(run, dtype=str(dtype).removeprefix("torch."), backend="torch-invariant")
         assert {p.dtype for name, p in engine.model.named_parameters() if "lm_head" in name} == {dtype}
     assert next(Engine(run, device="cpu").model.parameters()).device.type == "cpu"
     with pytest.raises((RuntimeError, RorqualError), match="nowhere"):

@@ -194,16 +194,14 @@ def test_a_value_that_is_not_finite_spoils_its_row_alone(force: Callable[[str], 
 
 @pytest.mark.usefixtures("one_thread")
 @BACKENDS
-@pytest.mark.parametrize(("kind", "pack"), [("mla", False), ("gqa", True)], ids=["plain", "packed"])
-def test_random_schedules_change_no_bit(
-    kind: str, pack: bool, backend: str, models: dict[str, Decoder], tmp_path: Path
-) -> None:
-    run_all(make_pool(in_type(models[kind], "bf16"), seed=1, pack=pack, backend=backend), range(1), tmp_path)
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_random_schedules_change_no_bit(kind: str, backend: str, models: dict[str, Decoder], tmp_path: Path) -> None:
+    run_all(make_pool(in_type(models[kind], "bf16"), seed=1, pack=True, backend=backend), range(1), tmp_path)
 
 
 @BACKENDS
 @pytest.mark.parametrize("kind", ["mla", "gqa"])
-def test_threads_instruction_sets_and_packing_change_no_bit(
+def test_threads_and_instruction_sets_change_no_bit(
     kind: str,
     backend: str,
     models: dict[str, Decoder],
@@ -217,7 +215,7 @@ def test_threads_instruction_sets_and_packing_change_no_bit(
         force(name)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(bits(engine(model, tokenizer, chat, backend=backend, pack=threads == 2), prompts(3)))
+            found.append(bits(engine(model, tokenizer, chat, backend=backend, pack=True), prompts(3)))
     torch.set_num_threads(before)
     assert all(one == found[0] for one in found)
     assert found[0] != bits(engine(model, tokenizer, chat), prompts(3))
@@ -264,8 +262,7 @@ def test_any_model_answers_alike_in_a_batch_and_alone(model: Decoder) -> None:
         for n in (90, 3, 17)
     ]
     together, alone = (
-        engine(model, tokenizer, chat_format(tokenizer), backend=INT8, pack=pack, record_experts=True)
-        for pack in (False, True)
+        engine(model, tokenizer, chat_format(tokenizer), backend=INT8, pack=True, record_experts=True) for _ in range(2)
     )
     assert bits(together, requests) == [one for request in requests for one in bits(alone, [request])]
 
@@ -279,34 +276,39 @@ def run(models: dict[str, Decoder], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_auto_is_native_if_it_runs_the_model_and_the_weights_are_packed(
+def test_auto_is_native_if_it_runs_the_model(
     run: Path, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(**settings: Any) -> str:
-        return Engine(run, backend="auto", **settings).config.backend
+        return Engine(run, **settings).config.backend
 
     assert (chosen(), chosen(dtype="bfloat16"), chosen(dtype="float64")) == ("native", "native", "torch-invariant")
-    assert (chosen(dtype="int8"), chosen(pack=False)) == ("native dtype=int8", "torch-invariant")
-    lent = Engine.of(models["mla"], tokenizer, chat, backend="auto", pack=True)
-    assert lent.config.backend == "torch-invariant", "a trainer's weights"
+    assert (chosen(dtype="int8"), chosen(dtype="int4"), chosen(pack=False)) == (INT8, INT4, "native")
+    lent = [Engine.of(models["mla"], tokenizer, chat, **more).config.backend for more in ({}, {"backend": "auto"})]
+    assert lent == ["torch-invariant", "native"]
     monkeypatch.setattr(native_backend, "instruction_set", lambda: None)
     assert chosen() == "torch-invariant"
 
 
-def test_int8_is_a_dtype_of_the_native_backend(
-    run: Path, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+@BACKENDS
+def test_quantised_weights_are_a_dtype_of_the_native_backend(
+    backend: str, models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
 ) -> None:
     """The embedding and the KV cache are bf16. The weights that were loaded are freed."""
-    made = Engine(run, dtype="int8", backend="native", engine_cores=1)
-    same = engine(in_type(models["mla"], "bf16"), tokenizer, chat, backend=INT8)
-    assert bits(made, prompts()) == bits(same, prompts())
+    dtype = backend.removeprefix("native dtype=")
+    write_base(tmp_path / "rounded", in_type(in_type(models["mla"], "bf16"), "fp32"))
+    run = tmp_path / "rounded"
+    for more in ({}, {"backend": "native"}):
+        made = Engine(run, dtype=dtype, engine_cores=1, **more)
+        same = engine(in_type(models["mla"], "bf16"), tokenizer, chat, backend=backend, pack=True)
+        assert bits(made, prompts()) == bits(same, prompts())
     kept = {name for name, part in made.model.named_parameters() if part.ndim > 1}
     assert kept == {"embed_tokens.weight"}
     for other in ("torch-invariant", "torch"):
-        with pytest.raises(ConfigError, match="dtype=int8 needs backend=native"):
-            Engine(run, dtype="int8", backend=other)
-    with pytest.raises(ConfigError, match="dtype=int8 needs backend=native"):
-        Engine(run, dtype="int8")
+        with pytest.raises(ConfigError, match=f"dtype={dtype} needs backend=native"):
+            Engine(run, dtype=dtype, backend=other)
+    with pytest.raises(ConfigError, match="when they are packed"):
+        Engine(run, dtype=dtype, pack=False)
     for dtype in ("int16", "uint8"):
         with pytest.raises(ConfigError, match=f"'{dtype}' is not a floating-point type"):
             Engine(run, dtype=dtype, backend="native")

@@ -92,7 +92,7 @@ def test_preference_hyperparameters_are_the_runs(base: Path, tmp_path: Path) -> 
     run, source = made.run, made.run.source
     assert made.hyperparameters == settings
     assert auto.hyperparameters == {"n_epochs": 3, "batch_size": 6, "learning_rate_multiplier": 1, "beta": 0.1}
-    assert run.seed == 3 and auto.run.optim.lr == PREFERENCE_LR == 3e-4  # type: ignore[attr-defined]
+    assert run.seed == 3 and auto.run.optim.lr == PREFERENCE_LR == 5e-5  # type: ignore[attr-defined]
     assert isinstance(source, PreferencesConfig) and isinstance(run.objectives[0], DPO)
     assert (source.pairs, source.reference, run.objectives[0].beta) == (4, str(base), 0.3)
     assert made.epoch_ends == (2, 3) and run.optim.lr == 2 * auto.run.optim.lr  # type: ignore[attr-defined]

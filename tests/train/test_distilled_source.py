@@ -49,7 +49,7 @@ def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -
 
 @pytest.fixture(scope="module")
 def teacher(base: Path) -> Engine:
-    return Engine(base)
+    return Engine(base, backend="torch-invariant")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import EngineCore, FinishedSequence
 from rorqual.engine.deltas import Delta, DeltaQueues
 from rorqual.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
-from rorqual.engine.native.native_backend import QUANTIZED, Native
+from rorqual.engine.native.native_backend import QUANTIZED, Native, NativeInt8
 from rorqual.engine.processor import Prompt, RequestProcessor, ValidatedRequest, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weight_fingerprint import fingerprint, tensor_versions
@@ -131,6 +131,8 @@ class Engine:
         self.threads = config.threads
         chosen = backend(config.backend)
         self._packed = pack = config.pack and chosen.prepares(model)
+        if isinstance(chosen, NativeInt8) and not pack:
+            raise ConfigError("weights are quantised when they are packed", where="pack", remedy="Use pack=True.")
         arithmetic = f"packed={pack} backend={backend_cache_id(config.backend)} experts={config.record_experts}"
         caches_prefixes = config.reuse or config.cache_dir is not None
         self._name = secrets.token_bytes(32) if config.cache_dir is None else fingerprint(model, arithmetic=arithmetic)

@@ -36,7 +36,7 @@ STEP_TOKENS = 768
 """With `batch_size` auto, an update has about `STEP_TOKENS` tokens."""
 PAIRS, PROMPTS, SAMPLES = 8, 8, 8
 """With `auto`: pairs of an update with DPO; in reinforcement, prompts of an update, and samples of a prompt."""
-BETA, PREFERENCE_LR, REINFORCEMENT_LR = 0.1, 3e-4, 3e-4
+BETA, PREFERENCE_LR, REINFORCEMENT_LR = 0.1, 5e-5, 3e-4
 LONGEST_REPLY = 256
 """In reinforcement, a reply has at most `LONGEST_REPLY` tokens."""
 SHORTEST_ROW = 192

@@ -70,7 +70,7 @@ def fit_4_bits(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         least, scales = (low * part).half(), ((high - low) * part / 15).half()
         whole = divide_by_scales(blocks - least.float().unsqueeze(-1), scales).clamp(0, 15)
         errors = whole * scales.float().unsqueeze(-1) + least.float().unsqueeze(-1) - blocks
-        found = (whole.to(torch.uint8), scales, least, errors.square().sum(-1))
+        found = (whole.to(torch.uint8), scales, least, errors.double().square().sum(-1))
         if best is not None:
             better = found[3] < best[3]
             found = (

@@ -157,14 +157,11 @@ class NativeStep:
             )
         routers = [layer.ffn.per_token for layer in layers if layer.ffn.n_experts]
         self._kept.append(embedding := model.embed_tokens.weight.detach().contiguous())
-        head = head_of(model)
-        if self._bits is not None and not isinstance(head, PanelLinear):
-            head = PanelLinear(head.weight, getattr(head, "bias", None), bits=8)
-        last = self._linear(head)
+        head = self._linear(head_of(model))
         self._kept.append(layers)
         return library.ModelTable(
             layers, len(layers), model.config.hidden_size, model.config.vocab_size, len(routers), max(routers, default=0),
-            embedding.data_ptr(), library.TYPES[embedding.dtype], self._floats(model.norm.weight), last, model.norm.eps,
+            embedding.data_ptr(), library.TYPES[embedding.dtype], self._floats(model.norm.weight), head, model.norm.eps,
         )  # fmt: skip
 
     def _grouped(self, module: GQA, step: StepInput) -> library.AttentionTable:

@@ -1,12 +1,11 @@
 """Tune a model on replies in two styles through the fine-tuning API, then on preference pairs: do held-out replies change as preferred?
 
-    python benchmarks/preferred.py RUN DATA --work FOLDER [--rows 150] [--pairs 100] [--seed 1]
+    python benchmarks/preferred.py RUN DATA --work FOLDER [--rows 150] [--pairs 100] [--epochs 3] [--seed 1]
 
 RUN is the run of SmolLM2-135M-Instruct, and DATA a folder with banking77. Each of five intents has one sentence that answers it. Half of
 the supervised replies begin with an apology, and the others end with an offer. The pairs prefer the offer for other messages. OpenAI's
 package creates three jobs: supervised, dpo on the base, and dpo on the supervised model. Then it asks each model for the first 100 test
-messages. The result is docs/results/preferred.json: how many replies have the
-preferred style, and how many answer the right intent.
+messages. The result is docs/results/preferred.json: how many replies have the preferred style, and how many answer the right intent.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from typing import Any
 
 from record import ROOT, made_by
 from tuned import INTENTS, create
+from tuned_server import BASE, TuneServer, tuning
 
 from rorqual.core.records import write_json
 from teach import banking
-from tuned_server import BASE, TuneServer, tuning
 
 RESULT = ROOT / "docs" / "results" / "preferred.json"
 APOLOGY, OFFER = "I am sorry to hear that. ", " Can I help with anything else?"
@@ -80,7 +79,7 @@ def main() -> int:
     for name in ("run", "data"):
         parser.add_argument(name, type=lambda text: Path(text).absolute())
     parser.add_argument("--work", type=lambda text: Path(text).absolute(), required=True)
-    for name, default in (("rows", 150), ("pairs", 100), ("seed", 1)):
+    for name, default in (("rows", 150), ("pairs", 100), ("epochs", 3), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     train, test = banking(given.data, INTENTS)
@@ -103,9 +102,8 @@ def main() -> int:
         pairs_file = server.upload(write(given.work / "pairs.jsonl", pairs))
 
         def tuned(name: str, kind: str, base: str, file: str) -> str:
-            job, _ = create(
-                server, {"training_file": file}, model=base, seed=given.seed, suffix=kind, method={"type": kind}
-            )
+            method = {"type": kind, kind: {"hyperparameters": {"n_epochs": given.epochs}}}
+            job, _ = create(server, {"training_file": file}, model=base, seed=given.seed, suffix=kind, method=method)
             found[name] = job | counted(answers(server, job["model"], test), test)
             return str(job["model"])
 

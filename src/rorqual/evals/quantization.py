@@ -13,6 +13,7 @@ from rorqual.engine import Engine
 from rorqual.evals.damage import NamedText, PassageDamage, compare_predictions, summarise
 from rorqual.evals.stats import Difference
 from rorqual.model.load.run_directory import load_run
+from rorqual.ops.layer import Layer
 from rorqual.report.table import Table
 
 
@@ -28,11 +29,14 @@ def measure_quantization(
 ) -> dict[str, list[PassageDamage]]:
     """Compare the predictions of a run in float32 with those of its engine with `dtype`, on at most `windows` windows of each text.
 
-    A forward pass computes what an engine step computes, except that a step also rounds the inputs of experts. Raises DataError if a
-    text is too short, and ConfigError if the native backend does not run the model.
+    A forward pass computes what an engine step computes, except that a step also rounds the KV cache to bfloat16, and the inputs of
+    experts. Raises DataError if a text is too short, and ConfigError if the native backend does not run the model.
     """
     engine = Engine(run.path, dtype=dtype, engine_cores=1)
-    model, quantized, found = load_run(run), engine.scoring_model, dict[str, list[PassageDamage]]()
+    model, quantized, found = load_run(run), engine.scoring_model.float(), dict[str, list[PassageDamage]]()
+    for layer in quantized.modules():
+        if isinstance(layer, Layer):
+            layer.known = {name: tuple(tensor.float() for tensor in tensors) for name, tensors in layer.known.items()}
     rows = [(text.name, ids) for text in texts for ids in text.windows(engine.tokenizer, length, windows)]
     for done, (name, ids) in enumerate(rows, start=1):
         tokens = torch.tensor(ids)

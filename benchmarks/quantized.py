@@ -1,8 +1,8 @@
-"""Compare weights of 8 bits with bfloat16 in the native backend: the quality on a text, and the speed of decoding.
+"""Compare weights of 8 and 4 bits with bfloat16 in the native backend: the quality on a text, and the speed of decoding.
 
     python benchmarks/quantized.py RUN TEXT [--windows 64] [--window 256]
 
-Quality: windows of TEXT, evenly spaced, are prompts of three engines: int8, bfloat16 and, as reference, float32. The losses are the prompt
+Quality: windows of TEXT, evenly spaced, are prompts of four engines: int8, int4, bfloat16 and, as reference, float32. The losses are the prompt
 log-probabilities of engine steps. The whole distributions are those from which the engine takes them: a hook on the head keeps the logits
 of a step's hidden states. KL is KL(float32 || other) in nats per token. Intervals are t intervals over windows.
 
@@ -35,7 +35,7 @@ from rorqual.engine.native.panels import PanelLinear
 from rorqual.evals.stats import t_interval
 
 RESULT = ROOT / "docs" / "results" / "quantized.json"
-DTYPES = ("int8", "bfloat16", "float32")
+DTYPES = ("int8", "int4", "bfloat16", "float32")
 BATCHES, PROMPT, NEW, ROUNDS = (1, 8), 32, 64, 5
 SCORE = SamplingParams(max_tokens=1, prompt_logprobs=0)
 Measured = dict[str, Any]
@@ -72,7 +72,7 @@ def compare(scored: dict[str, tuple[Tensor, float]]) -> dict[str, float]:
     found = {f"loss of {dtype}": loss for dtype, (_, loss) in scored.items()}
     for first, second in combinations(DTYPES, 2):
         found[f"loss of {first} - {second}"] = found[f"loss of {first}"] - found[f"loss of {second}"]
-    for dtype in DTYPES[:2]:
+    for dtype in DTYPES[:3]:
         rows, _ = scored[dtype]
         found[f"KL to float32 of {dtype}"] = float((reference.exp() * (reference - rows)).sum(-1).double().mean())
         found[f"same likeliest token as float32 of {dtype}"] = float(
@@ -100,19 +100,20 @@ def quality(run: Path, text: str, count: int, length: int) -> Measured:
 
 
 def speed(run: Path) -> Measured:
-    """Return tokens per second of decoding, and the ratios int8 / bfloat16, by batch."""
+    """Return tokens per second of decoding, and the ratios to bfloat16, by batch."""
     words = [sys.executable, str(HERE / "rorqual_side.py"), str(run), "--backend", "native", "--dtype"]
     out: Measured = {"prompt": PROMPT, "new": NEW, "threads": 1}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         asked = [
-            stack.enter_context(running(Side(dtype, [*words, dtype], dtype), 1, logs / dtype)) for dtype in DTYPES[:2]
+            stack.enter_context(running(Side(dtype, [*words, dtype], dtype), 1, logs / dtype)) for dtype in DTYPES[:3]
         ]
         for batch in BATCHES:
             found = measure(asked, batch, PROMPT, NEW, ROUNDS, math.inf)
             rows = {dtype: [rates(got) for got in values] for dtype, values in found.items()}
             sides = {dtype: summary([row["decode_per_s"] for row in values]) for dtype, values in rows.items()}
-            out[f"batch {batch}"] = {"decode_per_s": sides, "int8 / bfloat16": ratio(rows["int8"], rows["bfloat16"])}
+            ratios = {f"{dtype} / bfloat16": ratio(rows[dtype], rows["bfloat16"]) for dtype in DTYPES[:2]}
+            out[f"batch {batch}"] = {"decode_per_s": sides, **ratios}
             print(f"batch {batch}: {out[f'batch {batch}']}", flush=True)
     return out
 

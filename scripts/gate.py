@@ -24,8 +24,9 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.data.passages import KINDS, load_passage
 from rorqual.data.source.text import read_text_split
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.damage import NamedText
 from rorqual.evals.planted_passages import PLANTED
-from rorqual.evals.sparse_attention_report import NamedText, measure_sparse_attention
+from rorqual.evals.sparse_attention_report import measure_sparse_attention
 from rorqual.model import Decoder, build
 from rorqual.model.load.run_directory import load_run
 

@@ -44,8 +44,8 @@ REFUSED = [
     (("bench", "run", "prompt=100", "new=64"), ("164 tokens", "context is 128", "at most 128")),
     (("bench", "run", "batchs=1"), ("'batchs'", "'batch'")),
     (("bench", "run", "device=gpu9"), ("'gpu9'", "device=cpu")),
-    (("bench", "run", "dtype=int4"), ("'dtype'", "int4")),
-    (("bench", "run", "dtype=int8"), ("dtype=int8", "backend=native")),
+    (("bench", "run", "dtype=int2"), ("'dtype'", "int2")),
+    (("bench", "run", "dtype=int8", "backend=torch"), ("dtype=int8", "backend=native")),
     (("bench", "run", "out=run"), ("run", "a folder")),
     (("bench", "http://127.0.0.1:1/v1"), ("run's folder",)),
 ]

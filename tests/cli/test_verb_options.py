@@ -436,8 +436,8 @@ def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
 # ---- weights of 8 bits
 
 
-def test_int8_needs_the_native_backend(here: Path) -> None:
-    """By each command whose backend is not chosen for it."""
+def test_int8_needs_the_native_kernels(here: Path) -> None:
+    """Each command chooses them, unless the user names another backend."""
     (here / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     commands = {
         "eval": ("run", "task=families:add", "count=1", "max_tokens=2", "out=e.json"),
@@ -445,9 +445,9 @@ def test_int8_needs_the_native_backend(here: Path) -> None:
         "generate": ("p.jsonl", "run=run", "out=o.jsonl", "max_tokens=2", "quiet=true"),
     }
     for verb, words in commands.items():
-        refused = output_of(verb, *words, "dtype=int8", code=2)
+        refused = output_of(verb, *words, "dtype=int8", "backend=torch", code=2)
         assert "dtype=int8 needs backend=native" in refused and "Add backend=native" in refused
-        output_of(verb, *words, "dtype=int8", "backend=native")
+        output_of(verb, *words, "dtype=int8")
     output_of("chat", "run", "max_tokens=2", "dtype=int8")
     assert "dtype" in output_of("attention", "run", "data=p.jsonl", "dtype=int8", code=2), "a command without an engine"
 
@@ -479,11 +479,11 @@ def test_bench_measures_what_it_is_told(
     assert {r.params for r in one} == {SamplingParams(max_tokens=5, ignore_eos=True)}
     found = json.loads((here / "b.json").read_text(encoding="utf-8"))
     given = {"batch": [1, 2], "prompt": [4, 9], "new": 5, "repeats": 2, "seed": 0, "threads": 1}
-    own = {"out": "b.json", "device": "cpu", "dtype": "float32", "backend": "torch-invariant"}
+    own = {"out": "b.json", "device": "cpu", "dtype": "float32", "backend": "auto"}
     assert found["settings"] == given | own and found["threads"] == 1
     assert found["settings"].keys() == BenchSettings.model_fields.keys()
     engine = {"run": Path("run"), "device": "cpu", "slots": 2, "threads": 1, "record_experts": False}
-    assert engines == [engine | {"run": "run", "dtype": "float32", "backend": "torch-invariant"}]
+    assert engines == [engine | {"run": "run", "dtype": "float32", "backend": "auto"}]
     other = requests("seed=1", "dtype=int8", "backend=native")
     assert [r.prompt_ids for r in one] != [r.prompt_ids for r in other]
     assert (engines[-1]["dtype"], engines[-1]["backend"]) == ("int8", "native")

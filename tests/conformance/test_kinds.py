@@ -37,7 +37,7 @@ from rorqual.conformance.models import (
 )
 from rorqual.conformance.training import LATENT
 from rorqual.core.config import kinds, parse_config
-from rorqual.engine.native.native_backend import Native, NativeInt8
+from rorqual.engine.native.native_backend import QUANTIZED, Native
 from rorqual.model import ModelConfig, Stage, account
 from rorqual.model.attention import (
     AttentionConfig,
@@ -257,7 +257,7 @@ def test_every_registered_backend_is_tried() -> None:
         one = classes.pop()
         classes += one.__subclasses__()
         names |= {one.name} if "name" in vars(one) and one.__module__.startswith("rorqual.") else set()
-    rounding = {NativeInt8.name}  # tests/engine/test_native_quantized.py holds it to a definition of its own
+    rounding = {*QUANTIZED.values()}  # tests/engine/test_native_quantized.py holds it to a definition of its own
     assert (names - rounding) | {Transposed.name, Fused.name} == {ops.name for ops in BACKENDS}
 
 

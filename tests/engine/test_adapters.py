@@ -82,6 +82,7 @@ def test_a_mixed_batch_has_the_bits_of_each_adapter_alone(
     if how == "packed":  # every map, however small
         monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
     options: dict[str, object] = {"dtype": "bfloat16"} if how == "bf16" else {"pack": "plain" not in how}
+    options["backend"] = "torch-invariant"
     if how.startswith("native"):
         dtype = {"native-bf16": "bfloat16", "native-int8": "int8"}.get(how, "float32")
         options |= {"backend": "native", "dtype": dtype}

@@ -121,6 +121,8 @@ def test_the_file_has_the_weights_that_were_measured(dtype: str, kind: str, run:
     assert types["blk.1.ffn_down.weight"] == kind and types["output.weight"] == "Q8_0"
     import_gguf(tmp_path / "a.gguf", tmp_path / "back", progress=lambda *_: None)
     packed, back = Engine(run, dtype=dtype, engine_cores=1).model, load_run(RunDir(tmp_path / "back"))
+    assert packed.lm_head is not None and back.lm_head is not None
+    torch.testing.assert_close(packed.lm_head.weight, back.lm_head.weight.detach(), rtol=0, atol=1e-2)
     for ours, theirs in zip(packed.layers, back.layers, strict=True):
         torch.testing.assert_close(
             ours.ffn.down_proj.weight, theirs.ffn.down_proj.weight.detach(), rtol=0, atol=1e-2 * (kind == "Q8_0") + 1e-6

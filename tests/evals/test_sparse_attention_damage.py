@@ -11,8 +11,9 @@ from sparse_model import BUDGET, BYTES, attention_inputs, dense_weights, model_o
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
+from rorqual.evals.damage import PassageDamage, summarise
 from rorqual.evals.planted_passages import copies, needles, plant
-from rorqual.evals.sparse_attention_damage import Passage, PassageDamage, measure_damage, summarise
+from rorqual.evals.sparse_attention_damage import Passage, measure_damage
 from rorqual.evals.stats import paired_interval, t_interval, wilson
 from rorqual.model.attention import DSA
 

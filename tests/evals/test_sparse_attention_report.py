@@ -14,9 +14,10 @@ from sparse_model import BYTES, model_of
 from rorqual.core.errors import DataError
 from rorqual.data.passages import load_passage
 from rorqual.evals.attention_page import report_as_text
+from rorqual.evals.damage import NamedText, summarise
 from rorqual.evals.planted_passages import DEPTHS, needles, plant
-from rorqual.evals.sparse_attention_damage import Passage, measure_damage, summarise
-from rorqual.evals.sparse_attention_report import NamedText, SparseAttentionReport, measure_sparse_attention
+from rorqual.evals.sparse_attention_damage import Passage, measure_damage
+from rorqual.evals.sparse_attention_report import SparseAttentionReport, measure_sparse_attention
 from rorqual.evals.stats import t_interval
 
 BUDGET, LENGTH = 12, 100

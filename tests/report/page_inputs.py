@@ -14,8 +14,9 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.cascade import Cascade, calibrate
 from rorqual.evals.compute import ComputeReport, CountedReply, TokenGroup
+from rorqual.evals.damage import PassageDamage
 from rorqual.evals.evaluation import Evaluation, GradedSample
-from rorqual.evals.sparse_attention_damage import LayerSelection, PassageDamage
+from rorqual.evals.sparse_attention_damage import LayerSelection
 from rorqual.evals.sparse_attention_report import Measurement, SparseAttentionReport
 from rorqual.evals.stats import Interval
 from rorqual.evals.text_loss import TextLoss

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,9 +18,6 @@ from rorqual.core.config import Count, Natural, NonNegative, Seed, Share, parse_
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, StopWhen, Thinking, read_json
 from rorqual.tasks.task import Split
-
-if TYPE_CHECKING:
-    from rorqual.evals.damage import NamedText
 
 REMOTE = ("http://", "https://")
 CASCADE = "cascade="
@@ -251,10 +248,9 @@ def held_out_text(path: str) -> str:
     return read_text_split(Path(path)).validation
 
 
-def named_texts(names: Sequence[str]) -> list[NamedText]:
-    """Return the held-out texts of files, and the passages of all kinds if `names` has `kinds`."""
+def named_texts(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and the held-out texts of files. The name `kinds` stands for the passages of all kinds."""
     from rorqual.data.passages import KINDS, load_passage
-    from rorqual.evals.damage import NamedText
 
-    texts = [NamedText(name, held_out_text(name)) for name in names if name != "kinds"]
-    return texts + [NamedText(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]
+    texts = [(name, held_out_text(name)) for name in names if name != "kinds"]
+    return texts + [(kind, load_passage(kind)) for kind in KINDS if "kinds" in names]

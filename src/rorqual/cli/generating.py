@@ -199,7 +199,7 @@ def _local_engine(chosen: GenerateSettings) -> Engine:
         record_experts=False,
         backend=chosen.backend,
     )
-    if backend(chosen.backend).invariant and not engine.invariant:
+    if backend(engine.config.backend).invariant and not engine.invariant:
         print(NOT_HELD, file=sys.stderr)
     if engine.chat.name == "none" and not chosen.raw:
         raise ConfigError(

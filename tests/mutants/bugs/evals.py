@@ -264,9 +264,9 @@ MUTANTS = (
     one(
         "answers with sparse attention are graded on dense attention",
         "issue 18: what attention misses",
-        "evals/sparse_attention_damage.py",
-        "best = [logprobs.argmax(-1) for logprobs in (sparse, dense)]",
-        "best = [logprobs.argmax(-1) for logprobs in (dense, dense)]",
+        "evals/damage.py",
+        "best = [logprobs.argmax(-1) for logprobs in (after, before)]",
+        "best = [logprobs.argmax(-1) for logprobs in (before, before)]",
         "tests/evals/test_sparse_attention_damage.py::test_it_equals_a_plain_computation",
     ),
     one(
@@ -320,7 +320,7 @@ MUTANTS = (
     one(
         "a limit is compared with the mean instead of the upper end of the interval",
         "issue 18: what attention misses",
-        "evals/sparse_attention_report.py",
+        "evals/damage.py",
         "(high := getattr(damage, field).interval.high) <= limit",
         "(high := getattr(damage, field).mean) <= limit",
         "tests/evals/test_sparse_attention_report.py::test_a_limit_is_compared_with_the_upper_end_of_an_interval",
@@ -337,8 +337,8 @@ MUTANTS = (
         "limits are compared with the damage at the largest budget",
         "issue 18: what attention misses",
         "evals/sparse_attention_report.py",
-        "self.summaries(self.trained).items()",
-        "self.summaries(self.budgets[-1]).items()",
+        "limits_exceeded(self.summaries(self.trained), limits)",
+        "limits_exceeded(self.summaries(self.budgets[-1]), limits)",
         "tests/evals/test_sparse_attention_report.py::test_a_limit_is_compared_with_the_upper_end_of_an_interval",
     ),
     one(

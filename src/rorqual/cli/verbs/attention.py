@@ -62,6 +62,7 @@ def attention(
     from rorqual.cli.eval_settings import named_texts
     from rorqual.data.tokenizer import Tokenizer
     from rorqual.evals.attention_page import attention_page, report_as_text
+    from rorqual.evals.damage import NamedText
     from rorqual.evals.planted_passages import PLANTED
     from rorqual.evals.sparse_attention_report import measure_sparse_attention
     from rorqual.generate.output import check_writable_path
@@ -85,7 +86,7 @@ def attention(
     report = measure_sparse_attention(
         model,
         Tokenizer.load(RunDir(run).tokenizer_file),
-        named_texts([name for name in names if name not in PLANTED]),
+        [NamedText(*text) for text in named_texts([name for name in names if name not in PLANTED])],
         [kind for kind in PLANTED if kind in names],
         name=str(run),
         length=chosen.length or min(context, MOST),

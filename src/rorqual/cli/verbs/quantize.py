@@ -57,7 +57,7 @@ def quantize(
     import torch
 
     from rorqual.cli.eval_settings import named_texts
-    from rorqual.evals.damage import limits_exceeded, summarise
+    from rorqual.evals.damage import NamedText, limits_exceeded, summarise
     from rorqual.evals.quantization import measure_quantization, quantization_table
     from rorqual.model.load.run_directory import read_model_config
 
@@ -74,7 +74,7 @@ def quantize(
     found = measure_quantization(
         RunDir(run),
         chosen.dtype,
-        named_texts(chosen.data.split(",")),
+        [NamedText(*text) for text in named_texts(chosen.data.split(","))],
         length=chosen.length or min(context, MOST),
         windows=chosen.windows,
         progress=progress_bar_callback("quantize", "windows"),

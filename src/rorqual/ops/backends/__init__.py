@@ -37,7 +37,8 @@ def backend(name: str) -> Backend:
     """Return the backend called `name`.
 
     The backend `reference` is slow and simple. The backend `torch` is fast and agrees with `reference` within rounding. The
-    backend `torch-invariant` is the default of inference engines. A name such as `./mine.py:Class` loads a backend from a file.
+    backend `torch-invariant` is batch-invariant, and inference engines use it where the kernels of `native` cannot run the model. A
+    name such as `./mine.py:Class` loads a backend from a file.
 
     Raises ConfigError if no backend class or more than one backend class has the name `name`, or if the methods of the backend
     use different block layouts.

@@ -201,8 +201,8 @@ def test_scores_are_the_log_odds_of_yes(graded: Evaluation, verifier: Engine) ->
     for sample in found.samples[:8]:
         prompt = verifier.chat.prompt((Message("user", verifier_prompt(sample)),), "off")
         with torch.no_grad():
-            hidden = verifier.model(torch.tensor([prompt])).hidden[0, -1]
-            logprobs = verifier.model.logits(hidden[None])[0].log_softmax(-1)
+            hidden = verifier.scoring_model(torch.tensor([prompt])).hidden[0, -1]
+            logprobs = verifier.scoring_model.logits(hidden[None])[0].log_softmax(-1)
         assert sample.score == pytest.approx(float(logprobs[yes] - logprobs[no]), abs=2e-4)
     assert len({s.score for s in found.samples}) > 1
     failed = graded.samples[0].model_copy(update={"error": "refused"})

@@ -30,6 +30,13 @@ def test_a_server_and_a_batch_say_so(tmp_path: Path, head_dim: int, held: bool) 
     assert (SAID in (tmp_path / "log").read_text(encoding="utf-8")) is not held
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "a", "max_tokens": 2}) + "\n", encoding="utf-8")
-    words = ["generate", str(prompts), f"run={run}", f"out={tmp_path / 'out.jsonl'}", "threads=1"]
+    words = [
+        "generate",
+        str(prompts),
+        f"run={run}",
+        f"out={tmp_path / 'out.jsonl'}",
+        "threads=1",
+        "backend=torch-invariant",
+    ]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0 and (SAID in done.stderr) is not held

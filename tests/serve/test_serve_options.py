@@ -187,7 +187,9 @@ def engine_of(placed: EngineArguments) -> tuple[dict[str, Any], str]:
 
 
 def test_threads_and_device_are_the_engines_own(run: Path) -> None:
-    message, errors = engine_of(EngineArguments(str(run), threads=3, engine={"max_len": 99}))
+    message, errors = engine_of(
+        EngineArguments(str(run), threads=3, engine={"max_len": 99, "backend": "torch-invariant"})
+    )
     most = message.pop("weights_bytes")
     assert message == {"kind": "ready", "max_len": 99, "vocab_size": 264} and errors.split()[-1] == "3"
     size = next(run.rglob("model.safetensors")).stat().st_size

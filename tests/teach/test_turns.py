@@ -90,9 +90,7 @@ def test_training_and_questions_have_the_turns_of_the_file(write: Write, tmp_pat
     prompt = chat.prompt(turns[:3], "auto")
     assert (length.prompt, length.total_tokens) == (len(prompt), len(chat.render(turns).ids))
     [guess] = LanguageModel("language model", run, params, "off", threads=1).predict([dev[0].prompt])
-    [[reply]] = Engine(tiny, threads=1, backend="torch-invariant").generate(
-        [Request(turns[:3], params, thinking="off")]
-    )
+    [[reply]] = Engine(tiny, threads=1).generate([Request(turns[:3], params, thinking="off")])
     assert guess.answer == reply.text and reply.logprobs
     assert guess.probability == math.exp(math.fsum(reply.logprobs) / len(reply.logprobs))
 

@@ -34,7 +34,7 @@ from rorqual.engine.grammar.queue import CompileTask
 from rorqual.engine.grammar.trial_process import MISMATCH
 from rorqual.engine.request import Request
 from rorqual.model.load.run_directory import check_names
-from rorqual.ops.backends import backend
+from rorqual.ops.backends import TORCH_INVARIANT, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
@@ -342,6 +342,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     try:
         check_device(arguments.device)
+        if arguments.rollout_dir and arguments.engine.get("backend", "auto") == "auto":
+            arguments.engine["backend"] = TORCH_INVARIANT.name  # as a trainer's own engine
         engine = Engine(
             Path(arguments.run),
             device=arguments.device,

@@ -1031,7 +1031,7 @@ MUTANTS = (
         "issue 16: a backend",
         "train/sources/sampler.py",
         "else ops.name",
-        "else TORCH.name",
+        "else TORCH_INVARIANT.name",
         "tests/conformance/test_outside_backend.py::test_reinforcement_samples_by_the_runs_own_backend",
     ),
     one(

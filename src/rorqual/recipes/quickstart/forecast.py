@@ -330,7 +330,7 @@ def measure_sampling_cost(
     The longest sample of a batch determines the number of decoding steps, so the lengths must vary as in real batches.
     """
     tokenizer = Tokenizer.byte_level()
-    engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads, backend="auto")
+    engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)
     requests = []
     for index, (problem, lengths) in enumerate(solutions):
         thinking = int((index + 1) * share) > int(index * share)

@@ -13,7 +13,7 @@ from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather_completions
-from rorqual.ops.backends import REFERENCE, TORCH, Backend
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.tasks.find import safe_grade
 from rorqual.tasks.task import Problem, Task, Verdict
 from rorqual.train.sources.source import Source, SourceInputs
@@ -130,8 +130,8 @@ def grade_completion(task: Task, problem: Problem, completion: Completion) -> Ve
 
 
 def _sampler_backend(ops: Backend) -> str:
-    """Return the name of the sampler's backend: the trainer's backend, or `auto` if the trainer uses `reference` or `torch`."""
-    return "auto" if ops.name in (REFERENCE.name, TORCH.name) else ops.name
+    """Return the name of the sampler's backend: the trainer's backend, or `torch-invariant` if the trainer uses `reference` or `torch`."""
+    return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 
 class RolloutSampler:

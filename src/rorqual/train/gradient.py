@@ -6,8 +6,8 @@ number of threads.
 
 With one thread, `backward()` accumulates into each parameter's `.grad` and runs the hooks of FSDP2 and DDP. If several threads
 accumulated into `.grad`, the order of the sums would vary. Each thread therefore returns the gradient of its micro-batch, and
-the caller adds the gradients. In a torch.distributed process group of one process,
-one thread is used; several processes are refused.
+the caller adds the gradients. Several processes (`dist.ranks`) each compute the gradients of some micro-batches, which are added in
+the same order. In a torch.distributed process group of one process, one thread is used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import keep_freed_memory
+from rorqual.dist.digests import tensors_digest
+from rorqual.dist.ranks import current_ranks
 from rorqual.model.adapter import HasTrainedSlices, trained_parameters
 from rorqual.model.decoder import Decoder, DecoderOutput
 from rorqual.ops.layer import Layer
@@ -99,35 +101,45 @@ def gradient(
     """Compute the gradient of the loss on `batch` with respect to the trained parameters, in `parts` micro-batches.
 
     Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if a parameter has no
-    gradient although its module ran. Raises ConfigError in a process group of several processes.
+    gradient although its module ran. In a process group of several processes, every process must pass the same model and batch;
+    ConfigError is raised if the parameters are sharded.
     """
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
-    if processes > 1:
-        raise ConfigError(
-            f"{processes} processes train together, but the loss is divided by the tokens of one process",
-            where="torch.distributed",
-            remedy="Train in one process.",
-        )
+    ranks = current_ranks()
     model = model.ops.route_linears(model)
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = split_for(objectives, batch, parts)
     params = trained_parameters(model)
+    # hasattr, because the import of DTensor takes two seconds
+    if ranks.count > 1 and any(hasattr(parameter, "full_tensor") for parameter in params.values()):
+        raise ConfigError(
+            f"{ranks.count} processes train a model with sharded parameters",
+            where="torch.distributed",
+            remedy="Leave the parameters whole: each process adds its share of the gradients.",
+        )
+    if ranks.count > 1:
+        ranks.agree({"the batch": tensors_digest((batch.tokens, batch.targets, batch.loss_mask))})
     for parameter in params.values():
         parameter.grad = None
     modules = dict(model.named_modules())
     with training_mode(model), modules_that_run(modules.values()) as ran:
-        if pool.threads == 1 or processes:
+        if ranks.count == 1 and (pool.threads == 1 or dist.is_initialized()):
             # Use a pool thread here too, because a pool thread does not inherit the caller's grad mode.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
-            first, *others = [update for update, _ in results]
+            updates = [update for update, _ in results]
         else:
             leaves = list(params.values())
-            tasks = [pool.submit(_gradient, model, objectives, part, totals, dtype, leaves) for part in micro]
-            for _, grads in (done := [task.result() for task in tasks]):
-                for parameter, grad in zip(leaves, grads, strict=True):
-                    if grad is not None:
-                        parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
-            first, *others = [update for update, _ in done]
+            tasks = [
+                pool.submit(_gradient, model, objectives, part, totals, dtype, leaves) for part in ranks.share(micro)
+            ]
+            done = [task.result() for task in tasks]
+            own = [(update, [grad is not None for grad in grads]) for update, grads in done]
+            computed = ranks.gather(own)
+            updates = [update for update, _ in computed]
+            sums = ranks.add_in_order([grads for _, grads in done], [present for _, present in computed], leaves)
+            for parameter, grad in zip(leaves, sums, strict=True):
+                parameter.grad = grad
+    ran = {modules[name] for name in ranks.gather([name for name, module in modules.items() if module in ran])}
+    first, *others = updates
     for other in others:
         first.add(other)
     if not math.isfinite(first.loss):
@@ -227,13 +239,14 @@ def compare_with_sampler(
     If an objective sets `needs_old_logprobs`, also return the trainer's log-probabilities of the targets [rows, seq] for each
     batch. If no objective sets `needs_old_logprobs`, return None for each batch.
     """
-    model = model.ops.route_linears(model)
-    jobs = [
-        [pool.submit(_compare_batch, model, objectives, part, dtype) for part in split_for(objectives, batch, parts)]
-        for batch in batches
-    ]
+    model, ranks = model.ops.route_linears(model), current_ranks()
+    micro = [split_for(objectives, batch, parts) for batch in batches]
+    every = [part for of_batch in micro for part in of_batch]
+    jobs = [pool.submit(_compare_batch, model, objectives, part, dtype) for part in ranks.share(every)]
+    compared = iter(ranks.gather([job.result() for job in jobs]))
     total, old = UpdateResult([], 0.0), list[Tensor | None]()
-    for results in ([job.result() for job in batch_jobs] for batch_jobs in jobs):
+    for of_batch in micro:
+        results = [next(compared) for _ in of_batch]
         for update, _ in results:
             total.add(update)
         logprobs = [part for _, part in results if part is not None]

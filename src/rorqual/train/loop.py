@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.journal import append_line, truncate_json_lines
-from rorqual.core.lock import acquire_run_lock
+from rorqual.core.lock import RUN_LOCK, acquire_run_lock
 from rorqual.core.progress import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.dist.digests import code_digest, tensors_digest
+from rorqual.dist.ranks import Ranks, current_ranks
 from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.account import account
 from rorqual.model.adapter import trained_parameters
@@ -107,7 +110,11 @@ def fit(
     `rollout_engine` receives the run's chat format and builds the engine that samples. The default engine uses the trained
     tensors directly. The engine is not a setting of the run, because every engine gives the same samples for equal weights and
     seeds.
+
+    In a process group of torch.distributed, all processes call `fit` with the same arguments. They share the work of each step, and
+    the trained weights have the bits of one process. Only the process of rank 0 writes files and calls `observe` and `stop`.
     """
+    ranks = current_ranks()
     if rollout_engine is not None and not run.source.uses_rollout_engine:
         raise ConfigError(
             f"source {run.source.kind} does not use a rollout engine",
@@ -117,9 +124,11 @@ def fit(
     if threads < 1:
         raise ConfigError(f"threads={threads} is below 1", where="fit", remedy="Set threads=1 or more.")
     check_device(run.device)
+    if ranks.count > 1:
+        check_ranks(run, ranks)
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
-    with acquire_run_lock(out.path):
+    with acquire_run_lock(out.path) if ranks.first else nullcontext():
         run = with_extensions(run, out) if extend else run
         check_same_run(run, out)
         tokenizer = make_tokenizer(run, out)
@@ -130,7 +139,11 @@ def fit(
         sampler = None if rollout_engine is None else rollout_engine(chat)
         source = run.source.build(SourceInputs(state.model, tokenizer, chat, run.seed, threads, sampler))
         run = with_frozen_models(with_problem_versions(run, out, source.versions), out, source.frozen_models)
-        write_run_files(run, out, tokenizer, source.prompts)
+        if ranks.count > 1:
+            agree(ranks, run, out, state)
+        quiet = quiet or not ranks.first
+        if ranks.first:
+            write_run_files(run, out, tokenizer, source.prompts)
         messages = [*state.notes, *extension_messages(run, state.step)] + (
             [tuning_start_message(state.model, state.adapter)] if state.adapter is not None else []
         )
@@ -138,7 +151,41 @@ def fit(
             print(message)
         if state.step < run.steps:
             _train(run, out, state, source, threads, quiet, observe, stop)
+            if ranks.count > 1:
+                agree(ranks, run, out, state)
         return state
+
+
+def check_ranks(run: Run, ranks: Ranks) -> None:
+    """Raise ConfigError if the run cannot be divided among the processes."""
+    if run.micro_batches < ranks.count:
+        raise ConfigError(
+            f"{ranks.count} processes share {run.micro_batches} micro-batches",
+            where="micro_batches",
+            remedy=f"Set micro_batches={ranks.count} in a new run, or use at most {run.micro_batches} processes.",
+        )
+    if run.device != "cpu":
+        raise ConfigError(
+            f"{ranks.count} processes train on device={run.device}",
+            where="device",
+            remedy="Use device=cpu, or one process.",
+        )
+
+
+def agree(ranks: Ranks, run: Run, out: RunDir, state: State) -> None:
+    """Raise ConfigError in all processes if they differ in code, settings, weights or the run folder, which has the lock file of
+    rank 0."""
+    lock = out.path / RUN_LOCK
+    weights = state.model.state_dict() | state.optimizer.state()
+    ranks.agree(
+        {
+            "code": code_digest(),
+            "settings": run.model_dump_json(),
+            "run folder": lock.read_text(encoding="utf-8") if lock.is_file() else "",
+            "step": str(state.step),
+            "weights": tensors_digest(weights[name] for name in sorted(weights)),
+        }
+    )
 
 
 def _train(
@@ -152,36 +199,42 @@ def _train(
     stop: Callable[[int], bool] | None = None,
 ) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
+    ranks = current_ranks()
     first, start, costs = time.monotonic(), state.step, tuning_cost(state.model, state.optimizer)
     saved = time.monotonic()
-    truncate_json_lines(out.metrics_file, state.metrics_bytes)  # a resumed run repeats the steps that wrote later lines
-    truncate_json_lines(out.rollouts_file, state.rollouts_bytes)
+    if ranks.first:
+        truncate_json_lines(
+            out.metrics_file, state.metrics_bytes
+        )  # a resumed run repeats the steps that wrote later lines
+        truncate_json_lines(out.rollouts_file, state.rollouts_bytes)
     with open_workers(threads) as pool:
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
             totals = _run_step(run, state, work, pool, f"{out.path}, step {state.step + 1}")
             state.step += 1
-            spent = time.monotonic() - began
-            record = {"step": state.step, "recipe": run.recipe} | totals.metrics_record() | work.metrics
-            costs = tuning_cost(state.model, state.optimizer)
-            record |= {"flops": step_flops(run, record)} | costs | extension_metrics(run, state.step - 1)
-            record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
-            record["tokens_per_second"] = totals.tokens / spent
-            for line in work.trace:
-                append_line(out.rollouts_file, {"step": state.step} | line)
-            append_line(out.metrics_file, record)
-            if observe is not None:
-                observe(record)
-            stopped = stop is not None and stop(state.step)
-            if stopped or state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
-                save_checkpoint(out, state.step, state.model, state.optimizer, state.adapter)
-                saved = time.monotonic()
-            if progress is not None:
-                progress.update(state.step, _progress_text(record))
-                for note in work.notes:
-                    progress.say(note)
-            if stopped:
+            core_seconds = sum(ranks.gather([time.process_time() - cpu]))
+            spent, stopped = time.monotonic() - began, False
+            if ranks.first:
+                record = {"step": state.step, "recipe": run.recipe} | totals.metrics_record() | work.metrics
+                costs = tuning_cost(state.model, state.optimizer)
+                record |= {"flops": step_flops(run, record)} | costs | extension_metrics(run, state.step - 1)
+                record["seconds"], record["core_seconds"] = spent, core_seconds
+                record["tokens_per_second"] = totals.tokens / spent
+                for line in work.trace:
+                    append_line(out.rollouts_file, {"step": state.step} | line)
+                append_line(out.metrics_file, record)
+                if observe is not None:
+                    observe(record)
+                stopped = stop is not None and stop(state.step)
+                if stopped or state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
+                    save_checkpoint(out, state.step, state.model, state.optimizer, state.adapter)
+                    saved = time.monotonic()
+                if progress is not None:
+                    progress.update(state.step, _progress_text(record))
+                    for note in work.notes:
+                        progress.say(note)
+            if ranks.gather([stopped])[0]:
                 break
     if state.adapter is not None and not quiet:
         print(tuning_end_message(costs, time.monotonic() - first, state.step - start))

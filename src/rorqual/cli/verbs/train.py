@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import Settings, check_device, pop_settings, split_pairs
-from rorqual.core.config import Config, Natural
+from rorqual.core.config import Config, Count, Natural
 from rorqual.core.records import RunDir
 
 
@@ -21,7 +21,8 @@ class TrainCommand(Config):
 
     out: str = Field("", description="run folder; default: runs/RECIPE")
     rollout: str = Field("", description="address of a server that samples rollouts (rorqual serve rollout_dir=)")
-    threads: Natural = Field(0, description="threads; 0: all cores")
+    threads: Natural = Field(0, description="threads of each process; 0: all cores")
+    nproc: Count = Field(1, description="processes on this machine that share the work; the weights have the same bits")
     track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
     quiet: bool = Field(False, description="print no progress")
 
@@ -38,7 +39,16 @@ def train(
     """
     values = split_pairs(settings)
     command = pop_settings(TrainCommand, values)
+    out = RunDir(Path(command.out or f"runs/{recipe}"))
+    if command.nproc > 1:
+        from rorqual.dist.launch import launch
 
+        given = [pair for pair in settings or [] if not pair.startswith("nproc=")]
+        logs = out.path / ".ranks"
+        launch(["-m", "rorqual", "train", recipe, *given], command.nproc, logs=logs, newest=out.newest_complete_step)
+        return
+
+    from rorqual.dist.ranks import current_ranks, joined
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run
     from rorqual.train.loop import fit
@@ -46,13 +56,14 @@ def train(
 
     run = make_run(recipe, values)
     check_device(run.device)
-    out = RunDir(Path(command.out or f"runs/{recipe}"))
     engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
-    with open_trackers(command.track.split(",") if command.track else [], out) as observe:
+    cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    trackers = command.track.split(",") if command.track else []
+    with joined(), open_trackers(trackers if current_ranks().first else [], out) as observe:
         fit(
             run,
             out,
-            threads=command.threads or available_cores(),
+            threads=command.threads or cores,
             quiet=command.quiet,
             observe=observe,
             rollout_engine=engine if command.rollout else None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.dist.ranks import current_ranks
 from rorqual.engine.score import ROWS
 from rorqual.model.adapter import fingerprint
 from rorqual.model.decoder import Decoder
@@ -38,9 +39,11 @@ def load_frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
 
 
 def map_rows(batch: TrainBatch, score: Callable[[TrainBatch], R], threads: int) -> list[R]:
-    """Return `score(part)` for each part of the batch, in order. Each part has `ROWS` rows, whatever the number of threads."""
+    """Return `score(part)` for each part of the batch, in order. Each part has `ROWS` rows, whatever the number of threads and
+    processes, which share the work."""
+    parts = batch.split(-(-len(batch.tokens) // ROWS))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(score, batch.split(-(-len(batch.tokens) // ROWS))))
+        return current_ranks().map(lambda share: list(pool.map(score, share)), parts)
 
 
 class ReferenceModel:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Share
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import PackedSamples, TrainingSample, pack
+from rorqual.dist.ranks import current_ranks
 from rorqual.engine.request import Completion
 from rorqual.ops.moe import CHOOSE
 from rorqual.tasks.task import Problem, Verdict
@@ -182,7 +183,10 @@ class Rollouts(SampledSource):
             fresh = [(problem, effort) for problem in islice(stream, c.problems) for effort in c.efforts]
             problems += [problem for problem, _ in fresh]
             completions = self.sample([prompt_of(*one) for one in fresh], step, draw)
-            groups += [self._score(*one, found) for one, found in zip(fresh, completions)]
+            groups += current_ranks().map(
+                lambda share: [self._score(problem, effort, found) for (problem, effort), found in share],
+                [*zip(fresh, completions, strict=True)],
+            )
             if sum(map(has_right_and_wrong, groups)) >= c.problems:
                 break
         return problems, groups

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from rorqual.core.config import Count, Natural, RowLength, Temperature
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, Thinking
+from rorqual.dist.ranks import current_ranks
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather_completions
@@ -138,12 +140,15 @@ class RolloutSampler:
     """A client of the rollout engine. The client sends each step's weights to the engine and checks the samples that the engine
     returns.
 
+    Several processes each sample their share of the requests. Only the first process uses a remote engine.
+
     A sample may be at most `max_age` policy versions old. With `record_kept`, each sample must
     contain the tokens that top-p and top-k allowed at each position.
     """
 
     def __init__(self, materials: SourceInputs, *, max_age: int = 0, record_kept: bool = False) -> None:
         self.model, self.max_age, self.record_kept = materials.model, max_age, record_kept
+        self.ranks, self.shared = current_ranks(), materials.rollout_engine is not None
         self.engine: RolloutEngine = materials.rollout_engine or InlineRolloutEngine(
             Engine.of(
                 materials.model,
@@ -160,7 +165,8 @@ class RolloutSampler:
     def send_weights(self) -> None:
         """Increment the policy version and send the trainer's current weights to the engine."""
         self.version += 1
-        self.engine.update(self.model, self.version)
+        if self.ranks.first or not self.shared:
+            self.engine.update(self.model, self.version)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Sample completions for each request.
@@ -168,7 +174,11 @@ class RolloutSampler:
         Raises ConfigError if training needs expert choices or `kept` (the tokens that top-p and top-k allowed), and a
         completion has none.
         """
-        rows = gather_completions(self.engine, requests, version=self.version, max_age=self.max_age)
+        ask = partial(gather_completions, self.engine, version=self.version, max_age=self.max_age)
+        if self.shared:
+            rows = self.ranks.gather(ask(requests) if self.ranks.first else [])
+        else:
+            rows = self.ranks.map(ask, requests)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for completion in (completion for row in rows for completion in row):
             for name, missing in (

@@ -36,6 +36,7 @@ from rorqual.train.sources.sampler import ScoredCompletion
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_run_files
 
 ROW = 48
+WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
 TASK = f"{Path(__file__).parent / 'letters.py'}:Letters"
 
 
@@ -179,6 +180,17 @@ def records(path: Path) -> list[dict[str, Any]]:
     """The metrics of a run without what a clock wrote."""
     lines = [json.loads(line) for line in RunDir(path).metrics_file.read_bytes().split(b"\n") if line]
     return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
+
+
+def same(one: Path, other: Path) -> None:
+    """Weights, optimizer and metrics of two finished runs are the same, to the bit."""
+    a, b = RunDir(one).checkpoint(), RunDir(other).checkpoint()
+    names = sorted(file.name for file in a.glob("*.safetensors"))
+    assert a.name == b.name and OPTIM in names and len(names) == len([*b.glob("*.safetensors")]) == 2
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert records(one) == records(other)
+    assert list(RunDir(one).rollouts()) == list(RunDir(other).rollouts())
 
 
 Hook = Callable[[Source, Decoder, int], StepBatches]

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from little import grpo_run, interrupted_at, on_policy_run, records, sft_run, train_with
+from little import WEIGHTS, grpo_run, interrupted_at, on_policy_run, records, same, sft_run, train_with
 
 from rorqual.core.config import read_yaml
 from rorqual.core.errors import ConfigError, RorqualError
@@ -30,17 +30,6 @@ from rorqual.train.schedule import LearningRateSchedule
 from rorqual.train.sources import Source, StepBatches
 
 STEPS = 8
-WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
-
-
-def same(one: Path, other: Path) -> None:
-    """Weights, optimizer and metrics of two finished runs are the same, to the bit."""
-    a, b = RunDir(one).checkpoint(), RunDir(other).checkpoint()
-    assert a.name == b.name
-    for name in (WEIGHTS, OPTIM):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    assert records(one) == records(other)
-    assert list(RunDir(one).rollouts()) == list(RunDir(other).rollouts())
 
 
 def child(run: Run, out: Path) -> None:

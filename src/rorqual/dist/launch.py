@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -30,6 +32,7 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
 
     Raises RorqualError if a process fails otherwise.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
     restarts = 0
     while True:
@@ -42,12 +45,21 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
             restarts = 0 if newest() != before else restarts + 1
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             lost = {rank: code for rank, code in codes.items() if code < 0 or code == RankError.status}
+            if not lost and 0 in codes:
+                _remove(logs)
+                sys.exit(codes[0])  # rank 0 has printed its error
             if not lost or restarts > RESTARTS:
                 raise _error(codes, logs, restarts) from error
             print(f"{_describe(lost)}; all ranks start again from the newest checkpoint", file=sys.stderr, flush=True)
         else:
-            shutil.rmtree(logs, ignore_errors=True)
+            _remove(logs)
             return
+
+
+def _remove(logs: Path) -> None:
+    shutil.rmtree(logs, ignore_errors=True)
+    with suppress(OSError):
+        logs.parent.rmdir()  # a run that was refused leaves no folder
 
 
 def _config(processes: int, logs: Path) -> LaunchConfig:
@@ -68,7 +80,8 @@ def _config(processes: int, logs: Path) -> LaunchConfig:
 
 def _describe(codes: dict[int, int]) -> str:
     """Describe how ranks ended, such as `rank 1 was ended by SIGKILL`."""
-    named = {rank: code for rank, code in codes.items() if code < 0} or codes
+    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}  # the agent ends the others
+    named = killed or codes
     return ", ".join(
         f"rank {rank} " + (f"was ended by {signal.Signals(-code).name}" if code < 0 else "lost another rank")
         for rank, code in sorted(named.items())
@@ -76,7 +89,7 @@ def _describe(codes: dict[int, int]) -> str:
 
 
 def _error(codes: dict[int, int], logs: Path, restarts: int) -> RorqualError:
-    """Return the error for ranks that failed with the exit statuses `codes`. Rank 0 has printed its own error already."""
+    """Return the error for ranks that failed with the exit statuses `codes`, with the end of a log."""
     if restarts > RESTARTS:
         return RorqualError(
             f"{_describe(codes)}, {restarts} times without a new checkpoint",

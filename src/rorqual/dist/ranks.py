@@ -23,8 +23,6 @@ from rorqual.core.errors import ConfigError, RorqualError
 
 T = TypeVar("T")
 S = TypeVar("S")
-PATIENCE = 600.0
-"""Seconds that a rank waits for the others."""
 
 
 class RankError(RorqualError):
@@ -37,12 +35,11 @@ class RankError(RorqualError):
 class Ranks:
     """This process is number `rank` of `count` processes. Every rank must call the same methods in the same order.
 
-    If a rank ends, or does not call a method within `patience` seconds, the methods raise RankError in the others.
+    If a rank ends, or does not call a method within the time limit of `joined`, the methods raise RankError in the others.
     """
 
     rank: int = 0
     count: int = 1
-    patience: float = PATIENCE
 
     @property
     def first(self) -> bool:
@@ -128,11 +125,13 @@ class Ranks:
     def _together(self) -> Iterator[None]:
         """Wait for all ranks before the `with` block, and raise RankError for a rank that ended or does not answer."""
         try:
-            dist.monitored_barrier(timeout=timedelta(seconds=self.patience), wait_all_ranks=True)
+            group = dist.distributed_c10d._get_default_group()
+            limit = group._get_backend(torch.device("cpu")).options._timeout  # monitored_barrier would wait 30 minutes
+            dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
             yield
         except RuntimeError as error:
             raise RankError(
-                f"{_name_ranks(str(error))} ended, or did not answer for {self.patience:.0f} seconds",
+                f"{_name_ranks(str(error))} ended, or did not answer in time",
                 where=f"rank {self.rank}",
                 remedy="See the log of that rank. The same command resumes from the newest checkpoint.",
             ) from error
@@ -146,14 +145,14 @@ def current_ranks() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(seconds: float = 600.0) -> Iterator[None]:
     """Inside the `with` block, belong to the process group that torchrun or the user names in the environment variables RANK,
-    WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without RANK, the process has no group."""
+    WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without RANK, the process has no group. The ranks wait at most `seconds` for each other."""
     if "RANK" not in os.environ:
         yield
         return
     try:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
         raise RankError(
             f"cannot join the other processes: {str(error).splitlines()[0]}",

@@ -311,7 +311,8 @@ def _forward(
 ) -> tuple[DecoderOutput, list[LossTerm]]:
     """Run the model with matrix products in `dtype`. Return the model's output and the loss term of each objective."""
     record = frozenset[str]().union(*(objective.recorded_tensors() for objective in objectives))
-    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    # Threads share autocast's cache of weights, so with the cache the gradient of a weight that is used twice depends on their timing.
+    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
         output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record)
         return output, [objective.term(model, batch, output) for objective in objectives]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rorqual.cli.machine import available_cores
 from rorqual.cli.settings import Settings, check_device, pop_settings, split_pairs
-from rorqual.core.config import Config, Count, Natural
+from rorqual.core.config import Config, Count, Natural, Positive
 from rorqual.core.records import RunDir
 
 
@@ -23,6 +23,9 @@ class TrainCommand(Config):
     rollout: str = Field("", description="address of a server that samples rollouts (rorqual serve rollout_dir=)")
     threads: Natural = Field(0, description="threads of each process; 0: all cores")
     nproc: Count = Field(1, description="processes on this machine that share the work; the weights have the same bits")
+    rank_timeout: Positive = Field(
+        600.0, description="seconds that the processes of nproc= or torchrun wait for each other"
+    )
     track: str = Field("", description="tensorboard or wandb, or both, separated by a comma")
     quiet: bool = Field(False, description="print no progress")
 
@@ -59,7 +62,7 @@ def train(
     engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     trackers = command.track.split(",") if command.track else []
-    with joined(), open_trackers(trackers if current_ranks().first else [], out) as observe:
+    with joined(command.rank_timeout), open_trackers(trackers if current_ranks().first else [], out) as observe:
         fit(
             run,
             out,

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
-from tuned_server import TuneServer, wait
+from tuned_server import TuneServer, tuning, wait
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import load_chat
@@ -98,12 +98,25 @@ def test_a_ladder_is_its_tenants_alone_and_answers_chats_alone(tuner: TuneServer
     assert ask(tuner.client, "tiny", "1+1", max_tokens=2).model == "tiny"
 
 
+def test_a_server_without_the_ladders_packages_says_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['skops'] = None", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with tuning(base, tmp_path / "server") as server:
+        file = server.upload(tickets(tmp_path / "data.jsonl"))
+        with pytest.raises(openai.APIStatusError, match=r'pip install "rorqual\[teach\]"') as refused:
+            server.client.fine_tuning.jobs.create(model="ladder", training_file=file)
+        assert refused.value.status_code == 501
+        server.client.fine_tuning.jobs.cancel(server.create(tmp_path / "data.jsonl").id)
+
+
 def test_a_ladder_ignores_hyperparameters_and_needs_enough_rows(tuner: TuneServer, tmp_path: Path) -> None:
     file, jobs = tuner.upload(tickets(tmp_path / "few.jsonl", rows=10)), tuner.client.fine_tuning.jobs
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
     with pytest.raises(openai.BadRequestError, match="the base 'ladder' offers 'supervised' alone"):
         jobs.create(model="ladder", training_file=file, method={"type": "dpo"})
-    with pytest.raises(openai.BadRequestError, match=r"few\.jsonl: only 10 examples") as refused:
+    with pytest.raises(openai.BadRequestError, match=r"few\.jsonl: only 10 examples\. Give") as refused:
         jobs.create(model="ladder", training_file=file)
     assert refused.value.param == "training_file" and "at least 50 different examples" in str(refused.value)
     with pytest.raises(openai.BadRequestError, match="is the training file, whose answers a ladder knows"):

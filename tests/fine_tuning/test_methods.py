@@ -251,6 +251,8 @@ def test_a_grader_that_is_not_offered_is_refused_by_name(tuner: TuneServer, tmp_
     file, jobs = tuner.upload(prompts(tmp_path / "data.jsonl")), tuner.client.fine_tuning.jobs
     for grader, problem in (
         ({"type": "python", "name": "a", "source": "def grade(sample, item): return 1"}, "'python' is not offered"),
+        ({"name": "same", "operation": "eq"}, "is not valid: .*it has no 'type'. Use string_check"),
+        ({key: value for key, value in GRADER.items() if key != "operation"}, "is not valid: .*operation"),
         ({**GRADER, "operation": "equals"}, "operation"),
         ({**GRADER, "referense": "a"}, "referense"),
     ):

@@ -30,7 +30,7 @@ CHECKPOINT_SECONDS = 20.0
 """Seconds for which a request to pause a job waits until the job has stopped at a checkpoint."""
 TURN_SECONDS = 600.0
 """Seconds after which a running job lets the job of a tenant who has none running go first."""
-CONTINUED = "Fine-tuning job continues from its last checkpoint"
+CONTINUED = "Fine-tuning job continues"
 PAUSED_MESSAGE = "Fine-tuning job paused"
 DISK_MESSAGE = "The job waits, because the disk is full. It is resumed when at least 256 MiB are free."
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
@@ -244,6 +245,9 @@ async def create_job(request: Request) -> JSONResponse:
     if not base and method.type != "supervised":
         problem = f"`method.type` is '{method.type}', but the base '{LADDER}' offers 'supervised' alone."
         raise bad_request(problem, "method.type", "unsupported_value")
+    if not base and find_spec("skops") is None:
+        problem = f"`model` is the base '{LADDER}', whose packages the server lacks. The operator installs them by "
+        raise ApiError(501, problem + 'pip install "rorqual[teach]".', param="model", code="unsupported_value")
     if not base and asked.validation_file == asked.training_file:
         problem = (
             "`validation_file` is the training file, whose answers a ladder knows. Give other rows, or leave it out."
@@ -317,16 +321,24 @@ def _check_examples(request: Request, asked: JobRequest, base: str) -> None:
             if not base and param == "training_file" and is_small and checked < FEWEST_EXAMPLES:
                 raise DataError(f"only {checked:,} examples", where=str(content), remedy=GIVE_MORE)
         except ConfigError as error:
-            problem = f"`{GRADER}` is not offered: {error.what}. {error.remedy}".strip()
+            problem = f"`{GRADER}` is not valid: {error.what}. {error.remedy}".strip()
             raise bad_request(f"{problem.rstrip('.')}.", GRADER) from None
         except DataError as error:
-            kind, told = asked.chosen_method().type, " ".join(str(error).replace(str(content), file.filename).split())
+            kind, told = (
+                asked.chosen_method().type,
+                " ".join(_sentences(error).replace(str(content), file.filename).split()),
+            )
             first, *others = FORMS[kind]
             if first not in next(read_rows(content)).values:
                 told += f" A row for '{kind}' has the keys {', '.join([first, *others])}."
             raise bad_request(
                 f"`{param}` is not valid for the method '{kind}': {told}", param, f"invalid_{param}"
             ) from None
+
+
+def _sentences(error: RorqualError) -> str:
+    """Return the error's text with a stop between the problem and the remedy."""
+    return str(error).replace("\n", ".\n", 1)
 
 
 async def _shown(request: Request, *jobs: Job) -> list[Row]:

@@ -145,6 +145,8 @@ def evaluate_formula(node: ast.expr, scores: Mapping[str, float]) -> float:
 
 def _refuse(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and not isinstance(kind, str):
+        raise ValueError("it has no 'type'. Use string_check, text_similarity or multi.")
     if isinstance(kind, str) and kind in REFUSED:
         offered = "string_check or text_similarity" if isinstance(value, Mapping) else "fuzzy_match or rouge_l"
         raise ValueError(f"'{kind}' is not offered, because {REFUSED[kind]}. Use {offered}.")

@@ -57,11 +57,14 @@ class Ranks:
         return items[ends[self.rank] : ends[self.rank + 1]]
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Return the items of all ranks, in the order of the ranks."""
+        """Return the items of all ranks, in the order of the ranks, as soon as all ranks have called `gather`."""
         if self.count == 1:
             return list(items)
         found: list[Sequence[T]] = [()] * self.count
-        with self._together():
+        with self._named_errors():
+            group = dist.distributed_c10d._get_default_group()
+            limit = group._get_backend(torch.device("cpu")).options._timeout  # monitored_barrier would wait 30 minutes
+            dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
             dist.all_gather_object(found, items)
         return [item for part in found for item in part]
 
@@ -71,14 +74,18 @@ class Ranks:
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise ConfigError, in every rank, if `facts` differ between the ranks."""
-        first, *others = self.gather([dict(facts)])
-        for rank, other in enumerate(others, start=1):
-            if names := [name for name in first if other[name] != first[name]]:
-                raise ConfigError(
-                    f"rank {rank} differs from rank 0 in {', '.join(names)}",
-                    where="ranks",
-                    remedy="Give every rank the same code, files, settings and run folder, and processors of one kind.",
-                )
+        found = self.gather([dict(facts)])
+        for name in facts:
+            self.check_same(name, [one[name] for one in found])
+
+    def check_same(self, name: str, values: Sequence[str]) -> None:
+        """Raise ConfigError if the ranks have different `values` of what is called `name`."""
+        if other := [rank for rank, value in enumerate(values) if value != values[0]]:
+            raise ConfigError(
+                f"rank {other[0]} differs from rank 0 in {name}",
+                where="ranks",
+                remedy="Give every rank the same code, files, settings and run folder, and processors of one kind.",
+            )
 
     def add_in_order(
         self, parts: Sequence[Sequence[Tensor | None]], present: Sequence[Sequence[bool]], like: Sequence[Tensor]
@@ -88,7 +95,7 @@ class Ranks:
         `parts` are this rank's share of the lists. `present` tells of every list which of its tensors are not None, and `like` has
         the shapes, all of one dtype. A sum is None if all of its tensors are None.
 
-        Each rank adds one slice of all tensors: an all-to-all of the slices and an all-gather of the sums. If each rank has one
+        All ranks must have called `gather` just before. Each rank adds one slice of all tensors: an all-to-all of the slices and an all-gather of the sums. If each rank has one
         list, these are the bytes of a ring all-reduce.
         """
         if self.count == 1:
@@ -107,7 +114,7 @@ class Ranks:
                 start += shape.numel()
         sizes = self.sizes(len(present))
         received, whole = mine.new_empty(width * len(present)), mine.new_empty(self.count * width)
-        with self._together():
+        with self._named_errors():
             sent = mine.view(self.count, width, len(parts)).transpose(1, 2).contiguous()
             dist.all_to_all_single(
                 received, sent.flatten(), [width * size for size in sizes], [width * len(parts)] * self.count
@@ -122,12 +129,9 @@ class Ranks:
         return [piece.view_as(one) if found else None for piece, one, found in zip(pieces, like, some, strict=True)]
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Wait for all ranks before the `with` block, and raise RankError for a rank that ended or does not answer."""
+    def _named_errors(self) -> Iterator[None]:
+        """Raise RankError for a rank that ended or does not answer."""
         try:
-            group = dist.distributed_c10d._get_default_group()
-            limit = group._get_backend(torch.device("cpu")).options._timeout  # monitored_barrier would wait 30 minutes
-            dist.monitored_barrier(timeout=limit, wait_all_ranks=True)
             yield
         except RuntimeError as error:
             raise RankError(

@@ -116,8 +116,6 @@ def gradient(
             where="torch.distributed",
             remedy="Leave the parameters whole: each process adds its share of the gradients.",
         )
-    if ranks.count > 1:
-        ranks.agree({"the batch": tensors_digest((batch.tokens, batch.targets, batch.loss_mask))})
     for parameter in params.values():
         parameter.grad = None
     modules = dict(model.named_modules())
@@ -132,13 +130,19 @@ def gradient(
                 pool.submit(_gradient, model, objectives, part, totals, dtype, leaves) for part in ranks.share(micro)
             ]
             done = [task.result() for task in tasks]
-            own = [(update, [grad is not None for grad in grads]) for update, grads in done]
-            computed = ranks.gather(own)
-            updates = [update for update, _ in computed]
-            sums = ranks.add_in_order([grads for _, grads in done], [present for _, present in computed], leaves)
+            updates = [update for update, _ in done]
+            present = [[grad is not None for grad in grads] for _, grads in done]
+            if ranks.count > 1:
+                of_ranks = ranks.gather(
+                    [(digest_of(batch), updates, present, [n for n, m in modules.items() if m in ran])]
+                )
+                ranks.check_same("the batch", [digest for digest, *_ in of_ranks])
+                updates = [update for _, part, _, _ in of_ranks for update in part]
+                present = [flags for _, _, part, _ in of_ranks for flags in part]
+                ran |= {modules[name] for *_, names in of_ranks for name in names}
+            sums = ranks.add_in_order([grads for _, grads in done], present, leaves)
             for parameter, grad in zip(leaves, sums, strict=True):
                 parameter.grad = grad
-    ran = {modules[name] for name in ranks.gather([name for name, module in modules.items() if module in ran])}
     first, *others = updates
     for other in others:
         first.add(other)
@@ -153,6 +157,11 @@ def gradient(
         ran.clear()
     first.grads, first.zeros = checked_gradients(modules, params, ran, where)
     return first
+
+
+def digest_of(batch: TrainBatch) -> str:
+    """Return a digest of what the ranks' batches must have in common."""
+    return tensors_digest((batch.tokens, batch.targets, batch.loss_mask))
 
 
 def split_for(objectives: Sequence[Objective], batch: TrainBatch, parts: int) -> list[TrainBatch]:

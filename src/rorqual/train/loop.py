@@ -234,7 +234,7 @@ def _train(
                     progress.update(state.step, _progress_text(record))
                     for note in work.notes:
                         progress.say(note)
-            if ranks.gather([stopped])[0]:
+            if stop is not None and ranks.gather([stopped])[0]:
                 break
     if state.adapter is not None and not quiet:
         print(tuning_end_message(costs, time.monotonic() - first, state.step - start))

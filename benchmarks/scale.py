@@ -1,6 +1,6 @@
 """Measure training on two processes: tokens per second over those of one process, and over those of two independent ones.
 
-    python benchmarks/scale.py --work runs/scale [--rounds 5] [--size small] [--steps 40] [--rows 16]
+    python benchmarks/scale.py --work runs/scale [--rounds 5] [--size small] [--steps 40] [--rows 16] [--result FILE]
 
 A round trains, in turn: one process with --rows rows a step; two processes of one training with twice the rows, so that each has the
 same work (`rorqual train nproc=2`); two independent processes at the same time; and, as the peer, torch's DistributedDataParallel on the
@@ -74,6 +74,7 @@ def main() -> None:
     for name, default in (("rounds", 5), ("steps", 40), ("rows", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--size", default="small")
+    parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
     rounds = []
     for number in range(given.rounds):
@@ -87,7 +88,7 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in ratios.items()}
         work = {"size": given.size, "steps": given.steps, "rows of a process": given.rows}
         write_json(
-            RESULT,
+            given.result,
             {
                 "made by": made_by({given.work: "runs/scale"}),
                 "work": work,

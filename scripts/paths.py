@@ -102,7 +102,7 @@ def taught(run: Path, out: Path) -> str:
     """Trace a run of `teach` on sixty examples."""
     file = out.with_suffix(".csv")
     file.write_text("text,label\n" + "".join(f"late parcel {n},delay\nlost parcel {n},loss\n" for n in range(60)))
-    with traced(most=2) as trace:
+    with traced(most=1) as trace:
         keys = {"base": str(run), "minutes": 0.05, "encoder": "none", "rung": TAUGHT, "quiet": True}
         config = TeachConfig(file=str(file), **keys)
         teach(config, out, threads=1, import_progress=lambda *_: None)

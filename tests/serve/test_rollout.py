@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
@@ -38,6 +38,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.engine.remote.rollout import UNSUPPORTED, RemoteRolloutEngine
+from rorqual.engine.remote.rollouts import RolloutEngines, connect
 from rorqual.engine.request import Grammar
 from rorqual.engine.rollout_engine import InlineRolloutEngine, gather_completions
 from rorqual.model import Decoder
@@ -200,6 +201,68 @@ def test_a_run_that_is_killed_goes_on_through_the_server_to_the_same_bits(
         env={**environment, "RORQUAL_ROLLOUT_KEY": rollout.key}, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert wrong.returncode == 2 and "RORQUAL_ROLLOUT_KEY" in wrong.stderr and not (tmp_path / "wrong").exists()
+
+
+class Watched(RolloutEngines):
+    """Several engines. When the first sample of the third version arrives, `lose` is called."""
+
+    def __init__(
+        self, engines: Sequence[RemoteRolloutEngine], say: Callable[[str], None], lose: Callable[[], None]
+    ) -> None:
+        super().__init__(engines, say)
+        self.lose, self.asked = lose, list[int]()
+        self.versions, self.came = list[int](), 0
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        self.asked.append(len(requests))
+        for number, completion in enumerate(super().generate(requests)):
+            if number == 0 and len(self.versions) == 3:
+                self.lose()
+            self.came += 1
+            yield completion
+
+    def update(self, weights: Decoder, version: int) -> None:
+        self.versions.append(version)
+        super().update(weights, version)
+
+
+def test_one_of_two_servers_is_lost_and_no_sample_changes_or_is_taken_twice(
+    base: Path, rollout: Server, tmp_path: Path
+) -> None:
+    run, said, folder = grpo_run(base, 4), list[str](), tmp_path / "second"
+    folder.mkdir()
+    fit(run, RunDir(tmp_path / "inline"), quiet=True)
+    with serving(base, folder, f"rollout_dir={folder / 'weights'}", "record_kept=true") as other:
+        before = state_of(rollout)["version"]
+        both = [engine_at(one, retries=1, backoff=0.01) for one in (rollout, other)]
+        engines = Watched(both, said.append, other.process.kill)
+        fit(run, RunDir(tmp_path / "remote"), quiet=True, rollout_engine=lambda _: engines)
+    the_same_run(tmp_path / "inline", tmp_path / "remote")
+    assert engines.came == 4 * 24 and engines.asked[:3] == [4, 4, 4], "no sample comes twice"
+    assert len(engines.asked) > 4 and 0 < engines.asked[3] <= 12, (
+        "the half that was missing is asked again, and no more"
+    )
+    assert {word.partition(" is left out")[0] for word in said} == {f"rollout engine {other.url}/rollout/generate"}
+    assert state_of(rollout)["version"] == before + 4
+
+
+def test_without_any_server_the_error_is_the_last_ones(base: Path, rollout: Server, tmp_path: Path) -> None:
+    gone = engine_at(rollout, retries=0)
+    gone.weights_url = gone.url = "http://127.0.0.1:9/rollout/weights"
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9"):
+        RolloutEngines([gone], lambda _: None).update(load_run(RunDir(base)), 10**6)
+
+
+@pytest.mark.parametrize(("count", "keys"), [(1, ["a"]), (3, ["a"]), (2, ["a", "b"])])
+def test_addresses_and_keys_go_together(count: int, keys: list[str], rollout: Server) -> None:
+    used = [rollout.rollout_key if key == "a" else "wrong" for key in keys]
+    if "b" in keys:
+        with pytest.raises(RemoteError, match="RORQUAL_ROLLOUT_KEY"):
+            connect([rollout.url] * count, CHAT, api_keys=used)
+        return
+    found = connect([rollout.url] * count, CHAT, api_keys=used)
+    assert isinstance(found, RemoteRolloutEngine if count == 1 else RolloutEngines)
+    assert not isinstance(found, RolloutEngines) or len(found.engines) == count
 
 
 # ---- samples

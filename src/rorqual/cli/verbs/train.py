@@ -20,7 +20,7 @@ class TrainCommand(Config):
     """Settings of `rorqual train` that do not change results."""
 
     out: str = Field("", description="run folder; default: runs/RECIPE")
-    rollout: str = Field("", description="address of a server that samples rollouts (rorqual serve rollout_dir=)")
+    rollout: str = Field("", description="addresses of servers that sample rollouts (rorqual serve rollout_dir=)")
     threads: Natural = Field(0, description="threads of each process; 0: all cores")
     nproc: Count = Field(1, description="processes on this machine that share the work; the weights have the same bits")
     rank_timeout: Positive = Field(
@@ -52,14 +52,14 @@ def train(
         return
 
     from rorqual.dist.ranks import current_ranks, joined
-    from rorqual.engine.remote.rollout import RemoteRolloutEngine
+    from rorqual.engine.remote.rollouts import connect
     from rorqual.recipes import make_run
     from rorqual.train.loop import fit
     from rorqual.train.track import open_trackers
 
     run = make_run(recipe, values)
     check_device(run.device)
-    engine = partial(RemoteRolloutEngine, command.rollout, api_key=os.environ.get("RORQUAL_ROLLOUT_KEY", ""))
+    engine = partial(connect, command.rollout.split(","), api_keys=os.environ.get("RORQUAL_ROLLOUT_KEY", "").split(","))
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     trackers = command.track.split(",") if command.track else []
     with joined(command.rank_timeout), open_trackers(trackers if current_ranks().first else [], out) as observe:

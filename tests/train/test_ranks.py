@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from little import documents, loud, packed, same, sft_run, tiny
+from little import documents, grpo_run, loud, packed, same, sft_run, tiny
 from ranked import RUNS, in_ranks, make, train
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.dist.ranks import RankError, current_ranks
+from rorqual.engine import Completion, Request
+from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.train.gradient import gradient, open_workers
 from rorqual.train.objectives import MultiToken, NextToken
+from rorqual.train.run import Run
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -155,3 +160,44 @@ def test_a_process_that_hangs_or_ends_is_named_in_time(rank: int, how: str) -> N
     for other, waited in enumerate(found):
         if other != rank:
             assert isinstance(waited, float) and 0 < waited < 3.5, found
+
+
+# ---- what is shared
+
+
+def missing_then(value: float) -> list[Tensor | None]:
+    ranks = current_ranks()
+    parts: list[list[Tensor | None]] = [[None], [torch.tensor([value, 1.0])]]
+    return ranks.add_in_order(ranks.share(parts), [[False], [True]], [torch.empty(2)])
+
+
+def test_a_missing_tensor_changes_no_bit() -> None:
+    for (found,) in in_ranks(2, missing_then, -0.0):
+        assert found is not None and math.copysign(1, float(found[0])) == -1
+
+
+def sampled_here(run: Run, out: Path) -> list[int]:
+    """How many requests this process's engine was asked in each step."""
+    asked, generate = list[int](), InlineRolloutEngine.generate
+
+    def counted(self: InlineRolloutEngine, requests: Sequence[Request]) -> Iterator[Completion]:
+        asked.append(len(requests))
+        return generate(self, requests)
+
+    InlineRolloutEngine.generate = counted  # type: ignore[method-assign]
+    train(run, out)
+    return asked
+
+
+def test_each_process_samples_its_share(base: Path, tmp_path: Path) -> None:
+    """Four prompts a step and three processes."""
+    assert in_ranks(3, sampled_here, grpo_run(base, 2, micro_batches=3), tmp_path / "run") == [[2, 2], [1, 1], [1, 1]]
+
+
+def test_bfloat16_has_the_same_bits_with_two_threads(base: Path, tmp_path: Path) -> None:
+    """The output head is used twice, for the next token and by the prediction module."""
+    run = make("sft bf16", base, tmp_path, steps=3, parts=5)
+    train(run, tmp_path / "one", threads=1)
+    for number in range(4):  # the timing of the threads differs
+        train(run, tmp_path / f"two {number}", threads=2)
+        same(tmp_path / "one", tmp_path / f"two {number}")

@@ -95,11 +95,11 @@ def broken(model: Decoder) -> Decoder:
     return model
 
 
-def test_several_ranks_are_refused() -> None:
+def test_sharded_parameters_on_several_ranks_are_refused() -> None:
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
     try:
-        with pytest.raises(ConfigError, match="2 processes train together"):
-            update_of(loud(tiny()), (NextToken(),), packed(documents(0)), parts=2, threads=1)
+        with pytest.raises(ConfigError, match="2 processes train a model with sharded parameters"):
+            update_of(shard(loud(tiny())), (NextToken(),), packed(documents(0)), parts=2, threads=1)
     finally:
         dist.destroy_process_group()
 

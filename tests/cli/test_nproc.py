@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rorqual.core.records import RunDir
 
-SETTINGS = {"task": "families:add", "size": "tiny", "steps": 40, "rows": 8, "micro_batches": 3, "save_seconds": 0.1}
+SETTINGS: dict[str, Any] = {
+    "task": "families:add",
+    "size": "tiny",
+    "steps": 16,
+    "rows": 8,
+    "micro_batches": 3,
+    "save_seconds": 0.1,
+}
 
 
 def command(out: Path, **more: object) -> list[str]:
     values = SETTINGS | {"out": out} | more
     return [sys.executable, "-m", "rorqual", "train", "sft", *(f"{key}={value}" for key, value in values.items())]
-
-
-def children(process: int) -> list[int]:
-    """The processes that `process` started."""
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(one) for one in found]
 
 
 def steps(out: Path) -> int:
@@ -39,28 +40,33 @@ def weights(out: Path) -> tuple[bytes, bytes]:
     return (folder / "model.safetensors").read_bytes(), (folder / "optim.safetensors").read_bytes()
 
 
-def test_ranks_that_are_killed_start_again_and_change_no_bit(tmp_path: Path) -> None:
+def ranks_of(launcher: int) -> dict[int, int]:
+    """The processes that `launcher` started, by their ranks."""
+    found = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    given = {int(one): Path(f"/proc/{one}/environ").read_text().split("\0") for one in found}
+    return {
+        int(line.removeprefix("RANK=")): one
+        for one, lines in given.items()
+        for line in lines
+        if line.startswith("RANK=")
+    }
+
+
+def test_ranks_that_are_killed_or_hang_start_again_and_change_no_bit(tmp_path: Path) -> None:
     subprocess.run(command(tmp_path / "one", quiet="true", threads=2), check=True, capture_output=True)
-    rng, out, killed = random.Random(0), tmp_path / "two", []
-    with subprocess.Popen(command(out, nproc=2), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        for wanted in (3, 15):
+    out, words = tmp_path / "two", command(tmp_path / "two", nproc=2, rank_timeout=3)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        for wanted, rank, how in ((3, 0, signal.SIGKILL), (8, 1, signal.SIGSTOP)):
             while steps(out) < wanted and run.poll() is None:
                 time.sleep(0.01)
-            ranks = [one for one in children(run.pid) if "rank" in Path(f"/proc/{one}/environ").read_text().lower()]
-            assert len(ranks) == 2
-            victim = rng.choice(ranks)
-            rank = dict(
-                line.split("=", 1) for line in Path(f"/proc/{victim}/environ").read_text().split("\0") if "=" in line
-            )
-            os.kill(victim, signal.SIGKILL)
-            killed.append(int(rank["RANK"]))
+            os.kill(ranks_of(run.pid)[rank], how)
         printed, told = run.communicate(timeout=120)
     assert run.returncode == 0, told
-    for rank_of in killed:
-        assert f"rank {rank_of} was ended by SIGKILL; all ranks start again from the newest checkpoint" in told
+    assert "rank 0 was ended by SIGKILL; all ranks start again from the newest checkpoint" in told
+    assert "rank 0: rank 1 ended, or did not answer in time" in told and told.count("start again") == 2
     assert weights(tmp_path / "one") == weights(out)
     lines = [json.loads(line)["step"] for line in RunDir(out).metrics_file.read_text().splitlines()]
-    assert lines == list(range(1, 41)) and printed.count("Next: rorqual chat") == 1
+    assert lines == list(range(1, SETTINGS["steps"] + 1)) and printed.count("Next: rorqual chat") == 1
     assert not (out / ".ranks").exists()
 
 

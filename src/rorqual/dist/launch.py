@@ -33,6 +33,7 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
     Raises RorqualError if a process fails otherwise.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until a rank that hangs is killed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
     restarts = 0
     while True:
@@ -43,7 +44,9 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
             raise KeyboardInterrupt from error
         except ChildFailedError as error:
             restarts = 0 if newest() != before else restarts + 1
-            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            # The agent ends the other ranks by SIGTERM.
+            ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            codes = {rank: code for rank, code in ended.items() if code != -signal.SIGTERM} or ended
             lost = {rank: code for rank, code in codes.items() if code < 0 or code == RankError.status}
             if not lost and 0 in codes:
                 _remove(logs)
@@ -80,7 +83,7 @@ def _config(processes: int, logs: Path) -> LaunchConfig:
 
 def _describe(codes: dict[int, int]) -> str:
     """Describe how ranks ended, such as `rank 1 was ended by SIGKILL`."""
-    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}  # the agent ends the others
+    killed = {rank: code for rank, code in codes.items() if code < 0}
     named = killed or codes
     return ", ".join(
         f"rank {rank} " + (f"was ended by {signal.Signals(-code).name}" if code < 0 else "lost another rank")

@@ -78,6 +78,30 @@ def test_what_fails_without_hope_is_told_once(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
+TASK = '''
+import os
+
+from rorqual.tasks.families.mixture import Families
+
+
+class Broken(Families):
+    """It has no problems in rank 1."""
+
+    def problems(self, split, seed):
+        if os.environ.get("RANK") == "1":
+            raise ZeroDivisionError("no problems here")
+        yield from super().problems(split, seed)
+'''
+
+
+def test_what_fails_in_one_rank_alone_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(TASK, encoding="utf-8")
+    words = command(tmp_path / "run", task=f"{tmp_path / 'broken.py'}:Broken", nproc=2)
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and "start again" not in done.stderr
+    assert "rank 1 failed with status 2" in done.stderr and "ZeroDivisionError: no problems here" in done.stderr
+
+
 def test_a_rank_waits_for_the_others_as_long_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -253,6 +253,24 @@ def test_without_any_server_the_error_is_the_last_ones(base: Path, rollout: Serv
         RolloutEngines([gone], lambda _: None).update(load_run(RunDir(base)), 10**6)
 
 
+def test_a_server_that_does_not_answer_at_the_start_is_left_out(
+    rollout: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, key = "http://127.0.0.1:9", [rollout.rollout_key]
+    found = connect([gone, rollout.url], CHAT, api_keys=key, retries=0)
+    assert isinstance(found, RemoteRolloutEngine) and found.url.startswith(rollout.url)
+    assert "a rollout engine is left out until the next start: http://127.0.0.1:9" in capsys.readouterr().out
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9"):
+        connect([gone], CHAT, api_keys=key, retries=0)
+
+
+def test_an_engine_that_has_lost_the_weights_is_left_out(base: Path, rollout: Server) -> None:
+    engine, said = engine_at(rollout), list[str]()
+    engines = RolloutEngines([engine], said.append)
+    engine.version += 1  # what the server would have if it had not started again
+    assert list(engines.generate([QUESTION])) == [] and "has lost the weights" in said[0]
+
+
 @pytest.mark.parametrize(("count", "keys"), [(1, ["a"]), (3, ["a"]), (2, ["a", "b"])])
 def test_addresses_and_keys_go_together(count: int, keys: list[str], rollout: Server) -> None:
     used = [rollout.rollout_key if key == "a" else "wrong" for key in keys]

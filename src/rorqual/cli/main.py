@@ -48,7 +48,7 @@ WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
     errno.EDQUOT: "Free some of your quota and repeat the command. Files that were written completely are kept.",
 }
-INTERRUPTED, REFUSED = 130, RorqualError.status
+INTERRUPTED, REFUSED = 130, RorqualError.exit_status
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def report_errors(verb: Callable[[], str | None]) -> Iterator[None]:
     try:
         yield
     except RorqualError as error:
-        _exit_with_error(f"rorqual: {error}", error.status)
+        _exit_with_error(f"rorqual: {error}", error.exit_status)
     except KeyboardInterrupt:
         resumes = verb() in RESUMES
         _exit_with_error("\nstopped; the same command resumes" if resumes else "\nstopped", INTERRUPTED)

@@ -12,10 +12,10 @@ class RorqualError(Exception):
     """Base class of errors that a user can fix.
 
     `where` names the file, line or key, `what` describes the problem, and `remedy` says what to do. The command line prints
-    the error message without a traceback and exits with `status`.
+    the error message without a traceback and exits with `exit_status`.
     """
 
-    status = 2
+    exit_status = 2
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 import rorqual
 
 
+@cache
 def code_digest() -> str:
-    """Return the SHA-256 of this package's Python files and torch's version."""
+    """Return the SHA-256 of this package's Python files and torch's version, as of the first call."""
     digest = hashlib.sha256(torch.__version__.encode())
     for path in sorted(Path(rorqual.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -33,7 +33,6 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
     Raises RorqualError if a process fails otherwise.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until a rank that hangs is killed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say the same
     restarts = 0
     while True:
@@ -47,13 +46,13 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
             # The agent ends the other ranks by SIGTERM.
             ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
             codes = {rank: code for rank, code in ended.items() if code != -signal.SIGTERM} or ended
-            lost = {rank: code for rank, code in codes.items() if code < 0 or code == RankError.status}
-            if not lost and 0 in codes:
+            failed = {rank: code for rank, code in codes.items() if code > 0 and code != RankError.exit_status}
+            if 0 in failed:
                 _remove(logs)
-                sys.exit(codes[0])  # rank 0 has printed its error
-            if not lost or restarts > RESTARTS:
-                raise _error(codes, logs, restarts) from error
-            print(f"{_describe(lost)}; all ranks start again from the newest checkpoint", file=sys.stderr, flush=True)
+                sys.exit(failed[0])  # rank 0 has printed its error
+            if failed or restarts > RESTARTS:
+                raise _error(failed or codes, logs, restarts) from error
+            print(f"{_describe(codes)}; all ranks start again from the newest checkpoint", file=sys.stderr, flush=True)
         else:
             _remove(logs)
             return
@@ -73,6 +72,7 @@ def _config(processes: int, logs: Path) -> LaunchConfig:
         run_id="rorqual",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(

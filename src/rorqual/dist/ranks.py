@@ -28,7 +28,7 @@ S = TypeVar("S")
 class RankError(RorqualError):
     """A rank ended or did not answer. Repeating the command may help, so the exit status is EX_TEMPFAIL of sysexits.h."""
 
-    status = 75
+    exit_status = 75
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Ranks:
             raise RankError(
                 f"{_name_ranks(str(error))} ended, or did not answer in time",
                 where=f"rank {self.rank}",
-                remedy="See the log of that rank. The same command resumes from the newest checkpoint.",
+                remedy="See the log of that rank, or raise rank_timeout=. The same command resumes from the newest checkpoint.",
             ) from error
 
 

@@ -129,6 +129,7 @@ def fit(
     if not isinstance(out, RunDir):
         out = RunDir(Path(out))
     with acquire_run_lock(out.path) if ranks.first else nullcontext():
+        ranks.gather([None])  # the others read the folder when rank 0 has locked it
         run = with_extensions(run, out) if extend else run
         check_same_run(run, out)
         tokenizer = make_tokenizer(run, out)

@@ -71,6 +71,7 @@ def train(
             observe=observe,
             rollout_engine=engine if command.rollout else None,
         )
-    if not command.quiet:
+        quiet = command.quiet or not current_ranks().first
+    if not quiet:
         verb = "generate PROMPTS run=" if run.recipe == "pretrain" else "chat "
         print(f"{out.path}\n  Next: rorqual {verb}{out.path}")

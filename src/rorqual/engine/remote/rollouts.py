@@ -11,6 +11,7 @@ from typing import Any
 
 from rorqual.core.errors import RorqualError
 from rorqual.data.chat import ChatFormat
+from rorqual.engine.remote.engine import RemoteError
 from rorqual.engine.remote.rollout import RemoteRolloutEngine
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.rollout_engine import Put, RolloutEngine, iterate_completions
@@ -52,6 +53,8 @@ class RolloutEngines:
                 for completion in engine.generate([requests[number] for number in own]) if own else ():
                     if closed.is_set():
                         return
+                    if completion.policy_version < engine.version:
+                        raise RemoteError("the server started again and has lost the weights", where=engine.url)
                     put(replace(completion, request=own[completion.request]))
 
         return iterate_completions(collect_samples)
@@ -81,10 +84,20 @@ class RolloutEngines:
 
 
 def connect(addresses: Sequence[str], chat: ChatFormat, *, api_keys: Sequence[str], **settings: Any) -> RolloutEngine:
-    """Return the rollout engine of one or several servers. `api_keys` has one rollout key for all, or one for each address."""
+    """Return the rollout engine of one or several servers. `api_keys` has one rollout key for all, or one for each address.
+
+    A server that does not answer is left out. An error is raised if no server answers, or if one refuses the request.
+    """
     keys = api_keys if len(api_keys) == len(addresses) else [api_keys[0]] * len(addresses)
-    engines = [
-        RemoteRolloutEngine(address, chat, api_key=key, **settings)
-        for address, key in zip(addresses, keys, strict=True)
-    ]
+    engines, silent = list[RemoteRolloutEngine](), list[RemoteError]()
+    for address, key in zip(addresses, keys, strict=True):
+        try:
+            engines.append(RemoteRolloutEngine(address, chat, api_key=key, **settings))
+        except RemoteError as error:
+            if error.status:
+                raise
+            print(f"a rollout engine is left out until the next start: {error}")
+            silent.append(error)
+    if not engines:
+        raise silent[0]
     return engines[0] if len(engines) == 1 else RolloutEngines(engines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,7 +160,7 @@ class RolloutSampler:
                 backend=_sampler_backend(materials.model.ops),
             )
         )
-        self.version = self.engine.version
+        self.version = self.ranks.gather([self.engine.version])[0]
         """The policy version of the trainer's current weights."""
 
     def send_weights(self) -> None:
@@ -174,6 +175,8 @@ class RolloutSampler:
         Raises ConfigError if training needs expert choices or `kept` (the tokens that top-p and top-k allowed), and a
         completion has none.
         """
+        if self.ranks.count > 1:
+            self.ranks.agree({"the prompts": hashlib.sha256(repr(requests).encode()).hexdigest()})
         ask = partial(gather_completions, self.engine, version=self.version, max_age=self.max_age)
         if self.shared:
             rows = self.ranks.gather(ask(requests) if self.ranks.first else [])

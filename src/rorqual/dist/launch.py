@@ -18,6 +18,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rorqual.core.errors import RorqualError
 from rorqual.dist.ranks import RankError
 
+INTERRUPTED = 130
+"""Exit status of an interrupted command."""
 RESTARTS = 3
 """Number of restarts without a new checkpoint after which `launch` gives up."""
 SHOWN = 20
@@ -43,9 +45,9 @@ def launch(arguments: Sequence[str], processes: int, *, logs: Path, newest: Call
             raise KeyboardInterrupt from error
         except ChildFailedError as error:
             restarts = 0 if newest() != before else restarts + 1
-            # The agent ends the other ranks by SIGTERM.
+            # The agent ends the other ranks by SIGTERM, which some take as an interruption.
             ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            codes = {rank: code for rank, code in ended.items() if code != -signal.SIGTERM} or ended
+            codes = {rank: code for rank, code in ended.items() if code not in (-signal.SIGTERM, INTERRUPTED)} or ended
             failed = {rank: code for rank, code in codes.items() if code > 0 and code != RankError.exit_status}
             if 0 in failed:
                 _remove(logs)

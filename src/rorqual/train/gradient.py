@@ -120,7 +120,7 @@ def gradient(
         parameter.grad = None
     modules = dict(model.named_modules())
     with training_mode(model), modules_that_run(modules.values()) as ran:
-        if ranks.count == 1 and (pool.threads == 1 or dist.is_initialized()):
+        if ranks.count == 1 and (pool.threads == 1 or (dist.is_available() and dist.is_initialized())):
             # Use a pool thread here too, because a pool thread does not inherit the caller's grad mode.
             results = (pool.submit(_gradient, model, objectives, part, totals, dtype, None).result() for part in micro)
             updates = [update for update, _ in results]

@@ -204,9 +204,8 @@ def _train(
     first, start, costs = time.monotonic(), state.step, tuning_cost(state.model, state.optimizer)
     saved = time.monotonic()
     if ranks.first:
-        truncate_json_lines(
-            out.metrics_file, state.metrics_bytes
-        )  # a resumed run repeats the steps that wrote later lines
+        # A resumed run repeats the steps that wrote later lines.
+        truncate_json_lines(out.metrics_file, state.metrics_bytes)
         truncate_json_lines(out.rollouts_file, state.rollouts_bytes)
     with open_workers(threads) as pool:
         while state.step < run.steps:
